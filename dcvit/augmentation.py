@@ -1,0 +1,69 @@
+"""What happens to a single image on its way into a batch: timm's transforms, as DeiT and Swin use them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+import random
+
+import numpy as np
+from PIL import Image
+from timm.data import create_transform
+import torch
+from torch import Tensor
+
+from dcvit.recipe import Recipe
+from dcvit.rng import stream_seed
+
+Transform = Callable[[Image.Image], Tensor]  # RGB image -> uint8 (3, H, W)
+
+
+def training_transform(recipe: Recipe) -> Transform:
+    """Random resized crop (bicubic), flip and RandAugment; erasing and mixing come later, on the batch."""
+    augmentation = recipe.augmentation
+    return create_transform(
+        recipe.resolution,
+        is_training=True,
+        use_prefetcher=True,  # uint8 out: normalisation comes later, on the device
+        scale=augmentation.crop_scale,
+        ratio=augmentation.crop_ratio,
+        hflip=augmentation.flip,
+        color_jitter=None,  # with RandAugment timm drops the official 0.3 or 0.4 anyway
+        auto_augment=augmentation.randaugment,
+        interpolation="bicubic",
+        re_prob=0.0,
+    )
+
+
+def evaluation_transform(recipe: Recipe) -> Transform:
+    """Resized to resolution / test_crop, then the centre (or squashed to a square), bicubic."""
+    return create_transform(
+        recipe.resolution,
+        is_training=False,
+        use_prefetcher=True,
+        interpolation="bicubic",
+        crop_pct=1.0 if recipe.test_squash else recipe.test_crop,
+        crop_mode="squash" if recipe.test_squash else "center",
+    )
+
+
+def seed_transform(seed: int, *purpose: str | int) -> None:
+    """Points the three global generators that timm's transforms draw from at one named stream.
+
+    Done before every image, so an image's view depends on nothing but its name: not on the
+    number of workers, not on what was drawn before.
+    """
+    bits = stream_seed(seed, *purpose)
+    random.seed(bits)
+    np.random.seed(bits % 2**32)
+    torch.default_generator.manual_seed(bits)
+
+
+@contextmanager
+def global_generators_kept() -> Iterator[None]:
+    """Leaves the global generators (Python's, numpy's, torch's on the CPU) as they were before."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,106 @@
+"""The official training recipes of the paper's models, as they were at the paper's date.
+
+Read from facebookresearch/deit at b001f95 (2022-09-24) and microsoft/Swin-Transformer at
+5b841aa (2022-09-25). Where the code and its README or paper disagree, the code counts:
+
+- Both step their learning-rate scheduler one unit late (an epoch in DeiT, an update in
+  Swin), and neither lets the cosine begin anew after the warm-up: Swin's `warmup_prefix`
+  came on 2022-10-05.
+- DeiT scales only the peak rate with the batch; Swin the warm-up and final rates too.
+- timm drops every colour jitter where RandAugment is set, whatever the flag says.
+- DeiT keeps an exponential moving average of its weights and reports the raw ones.
+- DeiT fine-tuned at 384 with the model in evaluation mode, so without drop path.
+- Swin's code clips gradients at 5.0 (its paper says 1.0).
+- Lambda, the choice between MixUp and CutMix and the flipped partner belong to one process
+  and micro-batch of the official layout: `groups` counts those in a global batch.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from dcvit.recipe import (
+    Augmentation,
+    Periods,
+    Recipe,
+    ResNet,
+    SwinTransformer,
+    VisionTransformer,
+    WarmupCosine,
+)
+
+DEIT_T = Recipe(
+    backbone=VisionTransformer(width=192, heads=3),
+    groups=4,  # 4 GPUs x 256
+    schedule=WarmupCosine(peak=5e-4, warmup=1e-6, final=1e-5, warmup_epochs=5, scales="peak", every="epoch"),
+    undecayed=("pos_embed", "cls_token"),
+    ema_decay=0.99996,
+    augmentation=Augmentation(repeats=3),
+)
+DEIT_S = replace(DEIT_T, backbone=VisionTransformer(width=384, heads=6))
+DEIT_B = replace(DEIT_T, backbone=VisionTransformer(width=768, heads=12), groups=16)  # 16 GPUs x 64
+
+SWIN_T = Recipe(
+    backbone=SwinTransformer(width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)),
+    groups=8,  # 8 GPUs x 128
+    schedule=WarmupCosine(peak=5e-4, warmup=5e-7, final=5e-6, warmup_epochs=20, scales="all", every="update"),
+    undecayed=("absolute_pos_embed", "relative_position_bias_table"),
+    clip_norm=5.0,
+    drop_path=0.2,
+)
+SWIN_S = replace(
+    SWIN_T,
+    backbone=SwinTransformer(width=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24)),
+    drop_path=0.3,
+)
+SWIN_B = replace(
+    SWIN_T,
+    backbone=SwinTransformer(width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32)),
+    groups=16,  # 8 GPUs x 64 x 2 accumulation steps
+    drop_path=0.5,
+)
+
+# Not official: the paper says timm, DeiT-like settings and a baseline of its own, no more.
+RESNET_50 = replace(DEIT_T, backbone=ResNet())
+
+
+def deit_at_384(pretrained: Recipe) -> Recipe:
+    """30 epochs at 384 px from the last weights of a DeiT run at 224 px, as for DeiT-B.
+
+    The final rate equals the peak, so the rate is constant after the warm-up. Fine-tuning
+    counts as exploration throughout (chosen here).
+    """
+    return _at_384(
+        pretrained,
+        batch=512,
+        groups=16,  # 16 GPUs x 32
+        schedule=replace(pretrained.schedule, peak=5e-6, final=5e-6),
+        train_mode=False,
+    )
+
+
+def swin_at_384(pretrained: Recipe) -> Recipe:
+    """30 epochs at 384 px, window 12, from the last weights of a Swin run at 224 px, as for Swin-B.
+
+    Tested on images squashed to a square, whatever their shape: the official code turns the
+    crop off. Fine-tuning counts as exploration throughout (chosen here).
+    """
+    assert isinstance(pretrained.backbone, SwinTransformer)
+    return _at_384(
+        pretrained,
+        backbone=replace(pretrained.backbone, window=12),
+        schedule=replace(pretrained.schedule, peak=2e-5, warmup=2e-8, final=2e-7, warmup_epochs=5),
+        test_squash=True,
+    )
+
+
+def _at_384(pretrained: Recipe, **changes: Any) -> Recipe:
+    """What the two have in common."""
+    return replace(
+        pretrained,
+        pretrained=pretrained,
+        resolution=384,
+        epochs=30,
+        weight_decay=1e-8,
+        periods=Periods(0.0, 0.0),
+        **changes,
+    )

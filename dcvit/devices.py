@@ -1,0 +1,85 @@
+"""The device a run is on, and what it is good at."""
+
+from contextlib import AbstractContextManager
+import platform
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from dcvit.errors import EnvironmentProblem
+
+Precision = Literal["bfloat16", "float32"]
+
+
+def resolve(name: str | None) -> torch.device:
+    """The device by its name ("cpu", "cuda", "cuda:1"); for None the first GPU if there is one.
+
+    EnvironmentProblem if it is not there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise EnvironmentProblem(f'device {name!r}: "cpu", "cuda" or "cuda:N"') from error
+    if device.type not in ("cpu", "cuda"):
+        raise EnvironmentProblem(f'device {name!r}: "cpu", "cuda" or "cuda:N"')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EnvironmentProblem(
+            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices. "
+            "Leave --device out to take what there is"
+        )
+    return device
+
+
+def best_precision(device: torch.device) -> Precision:
+    """bfloat16 autocast where the device is faster with it, else float32.
+
+    On CPUs that is so with matrix units (AMX), and on AMD's with AVX-512 BF16 (2.4 times).
+    Intel's without AMX run a training step 1.1 to 1.5 times faster in float32.
+    """
+    if device.type == "cuda":
+        faster = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        amd = "AMD" in _processor()
+        faster = torch.cpu._is_amx_tile_supported() or (amd and torch.cpu._is_avx512_bf16_supported())
+    return "bfloat16" if faster else "float32"
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The forward pass in `precision`; weights, loss and updates stay float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def prepare(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on the device, with the attention that is fastest there.
+
+    On the CPU the fused attention's backward takes almost half of a bfloat16 step: the plain
+    one is about twice as fast.
+    """
+    if device.type == "cpu":
+        for module in model.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+    return model.to(device)
+
+
+def describe(device: torch.device, precision: Precision) -> dict[str, Any]:
+    """What a record says about the device."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "device": device.type,
+        "device_name": name,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

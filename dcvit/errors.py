@@ -1,0 +1,22 @@
+"""What can go wrong on the user's side, and the exit code that says so.
+
+A plain ValueError is a wrong argument (exit code 2).
+"""
+
+OK = 0
+RUN_FAILED = 1
+USAGE = 2
+DATA_OR_ENVIRONMENT = 3
+DIVERGED = 4
+
+
+class DataError(ValueError):
+    """The images are not what a run needs: what was found, what is needed, what to do."""
+
+
+class EnvironmentProblem(ValueError):
+    """This machine lacks something: a device, a writable folder, room on the disk."""
+
+
+class Diverged(ArithmeticError):
+    """The loss or the gradient of a step was not finite; the state before that step was kept."""

@@ -1,0 +1,104 @@
+"""One finished run is one record: a JSON file that says all about itself. No torch.
+
+Under OUT/ledger/ every run has a folder of its own, named by its id and its images'
+fingerprint, with `record.json` (written last, and in one move) and the weights it names.
+"""
+
+from dataclasses import asdict, dataclass, fields
+import json
+from pathlib import Path
+from typing import Any
+
+from dcvit.files import sha256_of, write_text
+from dcvit.recipe import Recipe, as_data, run_id
+
+LAYOUT = 1  # of the record; goes up when a field changes its meaning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A finished run. Accuracies in percent, times in seconds.
+
+    Only `started`, `seconds` and the evolution's `seconds` differ when a run is repeated on
+    the same machine.
+    """
+
+    layout: int
+    run_id: str
+    recipe: dict[str, Any]
+    seed: int
+    data: dict[str, Any]  # name, fingerprint, classes, numbers of images
+    environment: dict[str, Any]  # versions, commit, dirty, device, precision, threads
+    parameters: int
+    samples_seen: int
+    last: dict[str, float]  # top1, top5 after the last epoch
+    best: dict[str, float]  # top1, top5, epoch (counted from 1) of the highest top1
+    correct: str  # one bit a test image, in hex: was the last epoch's top-1 right
+    evolution: list[dict[str, Any]]  # one entry an epoch
+    weights: dict[str, str]  # file name -> sha256
+    started: str
+    seconds: float
+
+
+class UnusableRecord(ValueError):
+    """A record that can't be trusted; the message says why."""
+
+
+def folder_of(out: Path, recipe: Recipe, seed: int, fingerprint: str) -> Path:
+    """Where the run's record and weights live."""
+    return out / "ledger" / f"{run_id(recipe, seed)}-{fingerprint[:8]}"
+
+
+def write(folder: Path, record: Record) -> None:
+    """Writes the record in one move: readers see all of it or nothing."""
+    write_text(folder / "record.json", json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
+
+
+def read(folder: Path) -> Record:
+    """The record of a folder; UnusableRecord if it is cut off, of another layout or not what it says it is."""
+    path = folder / "record.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UnusableRecord(f"{path} is cut off or damaged ({error})") from error
+    if not isinstance(facts, dict) or facts.get("layout") != LAYOUT:
+        layout = facts.get("layout") if isinstance(facts, dict) else None
+        raise UnusableRecord(f"{path} has layout {layout}; this version writes and reads layout {LAYOUT}")
+    if facts.keys() != {field.name for field in fields(Record)}:
+        odd = sorted(facts.keys() ^ {field.name for field in fields(Record)})
+        raise UnusableRecord(f"{path} lacks fields or has too many: {', '.join(odd)}")
+    return Record(**facts)
+
+
+def find(out: Path, recipe: Recipe, seed: int, fingerprint: str) -> Record | None:
+    """The finished run, or None. UnusableRecord if there is one that can't be trusted."""
+    folder = folder_of(out, recipe, seed, fingerprint)
+    if not (folder / "record.json").exists():
+        return None
+    record = read(folder)
+    if (record.recipe, record.seed) != (as_data(recipe), seed):
+        raise UnusableRecord(f"{folder / 'record.json'} is the record of another recipe or seed")
+    if record.data["fingerprint"] != fingerprint:
+        raise UnusableRecord(f"{folder / 'record.json'} was made from other images")
+    for name in record.weights:
+        if not (folder / name).exists():
+            raise UnusableRecord(f"{folder / name} is missing: the record names it")
+    return record
+
+
+def checked_weights(out: Path, recipe: Recipe, seed: int, fingerprint: str) -> Path:
+    """The last weights of a finished run, after their checksum was compared. UnusableRecord if it differs."""
+    folder = folder_of(out, recipe, seed, fingerprint)
+    path = folder / "last.safetensors"
+    if sha256_of(path) != read(folder).weights[path.name]:
+        raise UnusableRecord(f"{path} is damaged: its checksum is not the one in the record")
+    return path
+
+
+def move_aside(folder: Path) -> Path:
+    """Renames a folder that can't be used, so that the run can be made again and nothing is lost."""
+    for number in range(1, 1000):
+        target = folder.with_name(f"{folder.name}.unusable-{number}")
+        if not target.exists():
+            return folder.rename(target)
+    raise UnusableRecord(f"{folder}: a thousand unusable copies lie beside it; look into it by hand")

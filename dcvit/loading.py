@@ -1,0 +1,114 @@
+"""Batches of a run: which images at which update, and their pixels.
+
+What a batch holds depends on (seed, epoch, image, view) alone: it is the same for any number
+of workers, and update 1000 can be made without the 999 before it.
+
+Shapes: B samples of G groups, S updates an epoch.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dcvit.augmentation import evaluation_transform, seed_transform, training_transform
+from dcvit.datasets import Pictures
+from dcvit.errors import DataError
+from dcvit.recipe import Recipe
+from dcvit.rng import stream
+
+REPEATS_ROUND = 256  # DeiT's sampler rounds the images of an epoch down to a multiple of this
+
+Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W), int64 (B,)
+
+
+def updates_per_epoch(images: int, recipe: Recipe) -> int:
+    """Full batches in an epoch; what is left over waits for the next (drop_last). DataError if there is none."""
+    if recipe.augmentation.repeats > 1 and images >= REPEATS_ROUND:
+        images -= images % REPEATS_ROUND
+    updates = images // recipe.groups // (recipe.batch // recipe.groups)
+    if updates == 0:
+        raise DataError(
+            f"a batch of {recipe.batch} is larger than the {images} training images: give more images"
+        )
+    return updates
+
+
+def epoch_order(images: int, recipe: Recipe, *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """Which image each sample of an epoch is, and which view of it: two int64 (S, B).
+
+    The images are shuffled anew every epoch. With repeated augmentation (Hoffer et al. 2020,
+    DeiT's sampler) every image comes `repeats` times in a row and the epoch ends after as many
+    samples as there are images, so it sees about 1 / repeats of them. Sample i goes to group
+    i mod G, as it would to one of G processes: the views of an image do not meet in a group.
+    """
+    repeats = recipe.augmentation.repeats
+    shuffled = torch.randperm(images, generator=stream(seed, "order", epoch))
+    position = torch.arange(images)
+    image_N, view_N = shuffled[position // repeats], position % repeats
+    updates, size = updates_per_epoch(images, recipe), recipe.batch // recipe.groups
+
+    def dealt(values_N: Tensor) -> Tensor:
+        used = values_N[: updates * recipe.batch].view(updates * size, recipe.groups)
+        return used.view(updates, size, recipe.groups).transpose(1, 2).reshape(updates, recipe.batch)
+
+    return dealt(image_N), dealt(view_N)
+
+
+def training_batches(
+    pictures: Pictures, recipe: Recipe, *, seed: int, workers: int = 0, pinned: bool = False
+) -> Iterator[Batch]:
+    """All batches of a run, epoch after epoch."""
+
+    def keys() -> Iterator[list[tuple[int, int, int]]]:
+        for epoch in range(recipe.epochs):
+            image_SB, view_SB = epoch_order(len(pictures), recipe, seed=seed, epoch=epoch)
+            for images, views in zip(image_SB.tolist(), view_SB.tolist(), strict=True):
+                yield [(epoch, image, view) for image, view in zip(images, views, strict=True)]
+
+    yield from _loader(_Views(pictures, recipe, seed), list_of_keys=keys(), workers=workers, pinned=pinned)
+
+
+def evaluation_batches(
+    pictures: Pictures, recipe: Recipe, *, workers: int = 0, pinned: bool = False
+) -> Iterator[Batch]:
+    """The test images in order, in batches of the recipe's size; the last may be smaller."""
+    indices = torch.arange(len(pictures)).split(recipe.batch)
+    keys = (part.tolist() for part in indices)
+    yield from _loader(_EvaluationViews(pictures, recipe), list_of_keys=keys, workers=workers, pinned=pinned)
+
+
+def _loader(dataset: Dataset, *, list_of_keys: Iterator[list[Any]], workers: int, pinned: bool) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=list_of_keys,
+        num_workers=workers,
+        pin_memory=pinned,
+        generator=stream(0, "workers"),  # unused by us, but else drawn from the global one
+    )
+
+
+class _Views(Dataset):
+    """Augmented training images by (epoch, image, view)."""
+
+    def __init__(self, pictures: Pictures, recipe: Recipe, seed: int) -> None:
+        self.pictures, self.seed = pictures, seed
+        self.transform = training_transform(recipe)
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Any:
+        epoch, image, view = key
+        seed_transform(self.seed, "augmentation", epoch, image, view)
+        return self.transform(self.pictures.open(image)), int(self.pictures.labels[image])
+
+
+class _EvaluationViews(Dataset):
+    """Test images by index."""
+
+    def __init__(self, pictures: Pictures, recipe: Recipe) -> None:
+        self.pictures = pictures
+        self.transform = evaluation_transform(recipe)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(self.pictures.open(index)), int(self.pictures.labels[index])
