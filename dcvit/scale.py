@@ -71,7 +71,9 @@ def smoke(recipe: Recipe) -> Recipe:
     """
     batch = 64
     by = 2 if isinstance(recipe.backbone, SwinTransformer) else 4
-    peak = 2e-3 if recipe.pretrained is None else 2e-4
+    peak = 3e-3 if isinstance(recipe.backbone, SwinTransformer) else 2e-3
+    if recipe.pretrained is not None:
+        peak /= 10
     return replace(
         recipe,
         backbone=_smoke_backbone(recipe.backbone),
@@ -148,7 +150,11 @@ def _smoke_backbone(backbone: Backbone) -> Backbone:
         case SwinTransformer(width=width, depths=depths, window=window):
             deep = max(depths) // 6
             return SwinTransformer(
-                width=width // 4, depths=(2, deep), heads=(1, 2), patch_size=2, window=_twin_window(window)
+                width=width * 5 // 16,
+                depths=(2, deep),
+                heads=(1, 2),
+                patch_size=2,
+                window=_twin_window(window),
             )
         case ResNet():
             return ResNet(depths=(1, 1, 1, 1))
