@@ -30,6 +30,7 @@ _ROOM_OF = {
     "mixup_map": "mixing",
     "cutmix_map": "mixing",
     "mix_images": "mixing",
+    "partner": "mixing",
     "draw_rates": "erasing",
     "erase_patches": "erasing",
     "erase_rectangles": "erasing",
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from dcvit.difficulty import difficulty_counts, dynamic_alpha, top_score_histogram
     from dcvit.erasing import draw_rates, erase_patches, erase_rectangles, label_weights
     from dcvit.losses import two_label_loss
-    from dcvit.mixing import cutmix_map, draw_lambda, mix_images, mixup_map
+    from dcvit.mixing import cutmix_map, draw_lambda, mix_images, mixup_map, partner
     from dcvit.recipe import Periods, Recipe, run_id
     from dcvit.rng import stream
     from dcvit.schedules import learning_rate, staged_alpha, static_alpha

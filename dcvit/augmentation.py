@@ -58,12 +58,13 @@ def seed_transform(seed: int, *purpose: str | int) -> None:
 
 
 @contextmanager
-def global_generators_kept() -> Iterator[None]:
-    """Leaves the global generators (Python's, numpy's, torch's on the CPU) as they were before."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+def global_generators_kept(device: torch.device | None = None) -> Iterator[None]:
+    """Leaves the global generators (Python's, numpy's, torch's on the CPU and `device`) as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    gpus = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -105,24 +105,20 @@ def _reproduce(table: Table, arguments: argparse.Namespace) -> int:
 
 def _make(runs: list[Run], place: Place, jobs: int | None, names: dict[Run, str]) -> dict[Run, Outcome]:
     """Checks the images, then trains."""
-    used = {run.recipe.train_images: run.recipe.test_images for run in runs}
-    for train_images, test_images in used.items():
-        sources.check_readable(
-            place.source,
-            [
-                *sources.subset(place.source.train, train_images),
-                *sources.subset(place.source.val, test_images),
-            ]
-            if place.source.root
-            else [],
+    source, recipe = place.source, runs[0].recipe  # all runs of a call are on the same images
+    if source.root:
+        used = (
+            *sources.subset(source.train, recipe.train_images),
+            *sources.subset(source.val, recipe.test_images),
         )
+        sources.check_readable(source, used)
     from dcvit.devices import resolve
     from dcvit.display import Display
     from dcvit.loading import updates_per_epoch
 
     device = resolve(place.device)
     for run in runs:
-        updates_per_epoch(run.recipe.train_images or place.source.count("train"), run.recipe)
+        updates_per_epoch(recipe.train_images or source.count("train"), run.recipe)
     side_by_side = jobs or (1 if device.type == "cuda" else _cores())
     _say(
         f"{len(runs)} runs on {device.type}, {side_by_side} at a time, records in {place.out}; "

@@ -46,23 +46,37 @@ def pictures(source: Source, split: SplitName, recipe: Recipe) -> Pictures:
 def _pictures(source: Source, split: SplitName, count: int | None) -> Pictures:
     if source.name == "digits":
         return _digits(split, count)
+    if source.timm:
+        return _named(source.timm, split, count)
     root = source.root
     assert root is not None
     files = subset(getattr(source, split), count)
     labels = torch.tensor([file.label for file in files])
 
     def read(file: File) -> Image.Image:
-        path = root / file.path
         try:
-            with Image.open(path) as image:
+            with file.open(root) as content, Image.open(content) as image:
                 return image.convert("RGB")
         except OSError as error:
-            raise DataError(f"{path} can't be read any more: {error}") from error
+            raise DataError(f"{root / str(file)} can't be read any more: {error}") from error
 
     if sum(file.size for file in files) <= HELD_BYTES:
         held = [read(file) for file in files]
         return Pictures(labels, held.__getitem__)
     return Pictures(labels, lambda index: read(files[index]))
+
+
+def _named(name: str, split: SplitName, count: int | None) -> Pictures:
+    """One of timm's named sets that are read by index (hfds/...); its first `count` images."""
+    from timm.data import create_dataset
+
+    try:
+        found = create_dataset(name, root=None, split="train" if split == "train" else "validation")
+    except Exception as error:  # whatever the library behind the name raises, the user must hear it
+        raise DataError(f"{name} can't be opened by timm: {type(error).__name__}: {error}") from error
+    reader = found.reader
+    labels = torch.tensor(reader.dataset[reader.label_key][:count])
+    return Pictures(labels, lambda index: found[index][0].convert("RGB"))
 
 
 def _digits(split: SplitName, count: int | None) -> Pictures:

@@ -48,6 +48,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def cache_folder() -> Path:
+    """Where dcvit keeps what it can make again: XDG_CACHE_HOME/dcvit, ~/.cache/dcvit by default."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dcvit")
+
+
 def sha256_of(path: Path) -> str:
     """The checksum of a file, in hex digits."""
     digest = hashlib.sha256()

@@ -6,17 +6,21 @@ only for the images it was made from.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 import hashlib
 from importlib.util import find_spec
+from io import BytesIO
 from itertools import chain, zip_longest
 import os
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from dcvit.errors import DataError
-from dcvit.files import write_text
+from dcvit.files import cache_folder, write_text
 from dcvit.scale import Scale
+from dcvit.shards import entries
 
 SplitName = Literal["train", "val"]
 
@@ -26,22 +30,38 @@ IMAGENETTE_CLASSES = (
     *("n01440764", "n02102040", "n02979186", "n03000684", "n03028079"),
     *("n03394916", "n03417042", "n03425413", "n03445777", "n03888257"),
 )
+IMAGENET_TRAIN, IMAGENET_TEST = 1_281_167, 50_000
 DIGITS_TRAIN, DIGITS_TEST = 1438, 359  # every fifth of the 1,797 digits is held out
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
 class File:
-    """One image of a folder: its path below the source's root, its class, its size in bytes."""
+    """One image: the file it lies in, below the source's root, its class, its size in bytes.
+
+    In a shard, `offset` is where its bytes begin.
+    """
 
     path: str
     label: int
     size: int
+    offset: int | None = None
+
+    def open(self, root: Path) -> IO[bytes]:
+        """The image's bytes, as a file."""
+        if self.offset is None:
+            return open(root / self.path, "rb")
+        with open(root / self.path, "rb") as shard:
+            shard.seek(self.offset)
+            return BytesIO(shard.read(self.size))
+
+    def __str__(self) -> str:
+        return self.path if self.offset is None else f"{self.path} at byte {self.offset}"
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The images of a run. `files` is empty for the digits, which come in a package."""
+    """The images of a run. There are no files for those that come in a package or through timm."""
 
     name: str  # as in Recipe.images
     fingerprint: str
@@ -49,11 +69,14 @@ class Source:
     root: Path | None = None
     train: tuple[File, ...] = ()
     val: tuple[File, ...] = ()
+    timm: str = ""  # timm's name of the set, hfds/...
 
     def count(self, split: SplitName) -> int:
         """How many images a split has."""
         if self.name == "digits":
             return DIGITS_TRAIN if split == "train" else DIGITS_TEST
+        if self.timm:
+            return IMAGENET_TRAIN if split == "train" else IMAGENET_TEST
         return len(getattr(self, split))
 
 
@@ -66,16 +89,21 @@ def find(data: str | None, scale: Scale, *, download: bool = True) -> Source:
     if data is None and scale == "smoke":
         return digits()
     place = data if data is not None else os.environ.get("DCVIT_DATA")
-    if scale == "small":
-        return from_folder(imagenette_root(place, download=download))
-    if not place:
+    if place and place.startswith("hfds/"):
+        return from_timm(place, scale)
+    if place and place.startswith("wds/"):
+        source = from_shards(Path(place.removeprefix("wds/")))
+    elif scale == "small":
+        source = from_folder(imagenette_root(place, download=download))
+    elif not place:
         raise DataError(
             "no images: scale paper reads ImageNet-1k. Give --data FOLDER, or set DCVIT_DATA, to a "
             "folder with train/ and val/ of 1,000 class folders each"
             if data is None
             else "--data is empty: name a folder with train/ and val/ (is DCVIT_DATA set?)"
         )
-    source = from_folder(_with_imagenette_inside(Path(place)))
+    else:
+        source = from_folder(_with_imagenette_inside(Path(place)))
     if scale == "paper" and len(source.classes) != 1000:
         raise DataError(
             f"{source.root} has {len(source.classes)} classes: scale paper trains on the 1,000 of "
@@ -99,6 +127,36 @@ def digits() -> Source:
     )
 
 
+def from_timm(name: str, scale: Scale) -> Source:
+    """ImageNet-1k as one of timm's named sets; its name is its identity, and nothing is opened yet."""
+    if scale != "paper":
+        raise DataError(f"{name}: timm's named sets are for --scale paper. At {scale} give a folder")
+    return Source(
+        name="imagenet1k",
+        fingerprint=hashlib.sha256(name.encode()).hexdigest(),
+        classes=tuple(map(str, range(1000))),
+        timm=name,
+    )
+
+
+def from_shards(root: Path) -> Source:
+    """The images of a folder of WebDataset shards, *train*.tar and *val*.tar."""
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: wds/FOLDER takes one that holds *train*.tar and *val*.tar")
+    train, val = (
+        tuple(File(entry.shard, entry.label, entry.size, entry.offset) for entry in entries(root, split))
+        for split in ("train", "val")
+    )
+    classes = tuple(map(str, range(1 + max(file.label for file in (*train, *val)))))
+    return Source("folder", _fingerprint(train, val), classes, root, train, val)
+
+
+def _fingerprint(train: Sequence[File], val: Sequence[File]) -> str:
+    """Names the images by their files and sizes."""
+    lines = "".join(f"{file} {file.size} {file.label}\n" for file in (*train, *val))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def from_folder(root: Path) -> Source:
     """The images of a folder with train/ and val/, each with one folder a class (an ImageFolder)."""
     if not root.is_dir():
@@ -118,10 +176,9 @@ def from_folder(root: Path) -> Source:
             f"{', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}. Both must hold the same class folders"
         )
     train, val = (tuple(_files(root, split, classes)) for split in ("train", "val"))
-    lines = "".join(f"{file.path} {file.size}\n" for file in (*train, *val))
     return Source(
         name="imagenette" if classes == IMAGENETTE_CLASSES else "folder",
-        fingerprint=hashlib.sha256(lines.encode()).hexdigest(),
+        fingerprint=_fingerprint(train, val),
         classes=classes,
         root=root,
         train=train,
@@ -210,37 +267,34 @@ def check_readable(source: Source, files: Sequence[File]) -> None:
     """
     if source.root is None:
         return
-    paths = [source.root / file.path for file in files]
-    stamp = "".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in paths)
+    root = source.root
+    stamp = "".join(f"{root / str(file)} {file.size} {_time(root / file.path)}\n" for file in files)
     passed = cache_folder() / "checked" / hashlib.sha256(stamp.encode()).hexdigest()
     if passed.exists():
         return
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        broken = [problem for problem in pool.map(_problem, paths) if problem]
+        broken = [problem for problem in pool.map(partial(_problem, root), files) if problem]
     if broken:
         more = f"\n  ... and {len(broken) - 10} more" if len(broken) > 10 else ""
         raise DataError(
-            f"{len(broken)} of {len(paths)} images can't be read; replace or remove them:\n  "
+            f"{len(broken)} of {len(files)} images can't be read; replace or remove them:\n  "
             + "\n  ".join(broken[:10])
             + more
         )
-    try:
-        write_text(passed, f"{len(paths)} images of {source.root} were decoded without error\n")
-    except OSError:  # a read-only home costs only the time of checking again
-        return
+    with suppress(OSError):  # a read-only home costs only the time of checking again
+        write_text(passed, f"{len(files)} images of {root} were decoded without error\n")
 
 
-def _problem(path: Path) -> str | None:
+def _time(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+def _problem(root: Path, file: File) -> str | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with file.open(root) as content, Image.open(content) as image:
             image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{path}: {error}"
+        return f"{root / str(file)}: {error}"
     return None
-
-
-def cache_folder() -> Path:
-    """Where dcvit keeps what it can make again: XDG_CACHE_HOME/dcvit, ~/.cache/dcvit by default."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dcvit")

@@ -72,7 +72,7 @@ def fit(
     or gradient is not finite, after the state before that step was saved; DataError when the
     images do not fit the recipe; ValueError when the run that it starts from is not there.
     """
-    with global_generators_kept():
+    with global_generators_kept(device):
         return _fit(recipe, seed, data, out, device, workers, observe or (lambda progress: None))
 
 
@@ -225,7 +225,7 @@ class State:
     batch_statistics: list[Tensor]  # of BatchNorm layers, which the forward pass changes
     alpha: Tensor  # of the next update, if it is dynamic
     first_bad: Tensor  # number of the first update whose loss or gradient was not finite, else NEVER
-    norms: Tensor  # gradient norms of the last READ_EVERY updates
+    norms: Tensor  # gradient norms of the last updates, in a ring that outlasts two looks
     tally: Tally = field(init=False)
 
     @property
@@ -263,7 +263,7 @@ def begin_state(
             (), recipe.alpha.start if isinstance(recipe.alpha, DynamicAlpha) else 0.0, device=device
         ),
         first_bad=torch.full((), NEVER, device=device),
-        norms=torch.zeros(READ_EVERY, device=device),
+        norms=torch.zeros(2 * READ_EVERY, device=device),
     )
 
 
@@ -305,7 +305,7 @@ def train_step(
         state.alpha = torch.where(
             sound, dynamic_alpha(state.alpha, easy, hard, tau=recipe.alpha.tau), state.alpha
         )
-    state.norms[update % READ_EVERY] = norm
+    state.norms[update % len(state.norms)] = norm
     tally = state.tally
     tally.counts_3 = tally.counts_3 + counts
     tally.histogram_N = tally.histogram_N + top_score_histogram(loss.top_B)
@@ -369,7 +369,7 @@ def _stop_if_bad(state: State, recipe: Recipe, updates: int, folder: Path) -> No
     first_bad = int(state.first_bad)
     if first_bad == NEVER:
         return
-    norms = state.norms.roll(-(first_bad % READ_EVERY) - 1).tolist()[-min(first_bad + 1, 5) :]
+    norms = state.norms.roll(-(first_bad % len(state.norms)) - 1).tolist()[-min(first_bad + 1, 5) :]
     moments = {
         f"optimizer.{number}.{name}": value
         for number, moment in enumerate(state.optimizer.state.values())
