@@ -129,7 +129,7 @@ def _scale_differences(table: Table, results: Results) -> list[tuple[str, Any, A
     rows: dict[tuple[str, Any, Any], list[str]] = {}
     for cell in table.cells:
         for name, (old, new) in differences(cell.recipe, results.twins[cell.recipe]).items():
-            if not isinstance(old, Recipe):  # the run it starts from has rows of its own
+            if not name.startswith("pretrained"):  # the run it starts from has rows of its own
                 here = rows.setdefault((name, old, new), [])
                 if cell.row not in here:
                     here.append(cell.row)
@@ -149,7 +149,7 @@ def render(table: Table, results: Results) -> str:
         "## At a glance\n\nTop-1 in percent, last epoch, ours (the paper's number in brackets).",
         _glance(table, results),
         "## Every cell\n\nIn percent; last epoch, mean over seeds, ± standard deviation where there are two or "
-        "more. A gain is over the baseline of the same column block: the paper's over the paper's, ours over ours. "
+        "more. A gain is over the baseline beside it: the paper's over the paper's, ours over ours. "
         "Best is the best epoch on the test images, shown and not used.",
         _every_cell(table, results),
         _problems(results),
@@ -181,13 +181,28 @@ def _glance(table: Table, results: Results) -> str:
         [
             row,
             *(table.row_facts.get(row, {}).get(name, "") for name in facts),
+            *_here(results, at[row, columns[0]]),
             *(f"{_mean(results, at[row, column])} ({at[row, column].paper:.1f})" for column in columns),
             *([_signed(_gain(table, results, at[row, columns[-1]]))] if len(columns) == 2 else []),
         ]
         for row in rows
     ]
-    head = ["", *facts, *columns, *(["gain here"] if len(columns) == 2 else [])]
+    head = [
+        "",
+        *facts,
+        "parameters here",
+        "resolution here",
+        *columns,
+        *(["gain here"] if len(columns) == 2 else []),
+    ]
     return _markdown(lines, head)
+
+
+def _here(results: Results, cell: Cell) -> tuple[str, str]:
+    """Parameters, where a record has counted them, and resolution of the network that was trained."""
+    found = [results.records[name].parameters for name in results.ids(cell) if name in results.records]
+    twin = results.twins[cell.recipe]
+    return (f"{found[0] / 1e6:.3g}M" if found else ""), f"{twin.resolution} px"
 
 
 def _every_cell(table: Table, results: Results) -> str:
@@ -243,7 +258,7 @@ def _scale_section(table: Table, results: Results) -> str:
         return ""
     all_rows = _unique(cell.row for cell in table.cells)
     lines = [
-        [f"`{name}`", str(old), str(new), "all" if rows == all_rows else ", ".join(rows)]
+        [f"`{name}`", _short(old), _short(new), "all" if rows == all_rows else ", ".join(rows)]
         for name, old, new, rows in changed
     ]
     return f"## What scale {results.scale} changes\n\n" + _markdown(
@@ -255,6 +270,14 @@ def _markdown(lines: Sequence[Sequence[str]], head: Sequence[str]) -> str:
     escaped = [[text.replace("|", "\\|") for text in line] for line in lines]
     # without disable_numparse tabulate turns 72.20 into 72.2
     return tabulate(escaped, head, tablefmt="github", disable_numparse=True)
+
+
+def _short(value: Any) -> str:
+    """
+    >>> _short(3e-4 + 1e-20), _short((2, 6)), _short(None)
+    ('0.0003', '(2, 6)', 'None')
+    """
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _unique(values: Any) -> list[Any]:
