@@ -19,7 +19,7 @@ def difficulty_counts(logits: Tensor, *, easy_above: float = 0.8, hard_below: fl
     With p the largest softmax probability of a sample (Eq. 1), it is easy if p > easy_above,
     hard if p < hard_below, moderate otherwise, both bounds included. Counts, not shares: they
     add up over micro-batches and processes, and Eq. 2 divides once at the end. A sample whose
-    logits are not finite is none of the three, so that the sum tells.
+    probabilities are not finite is none of the three, so that the sum tells.
 
     Raises ValueError unless 0 <= hard_below <= easy_above <= 1.
 

@@ -14,6 +14,7 @@ from dcvit.recipe import Decay, Fill
 
 Real = TypeVar("Real", float, Tensor)
 
+SMALLEST_MU = torch.finfo(torch.float32).tiny  # below it gamma / mu would be 0 / 0 in float32
 ATTEMPTS = 10  # RandomErasing looks this often for a rectangle that fits, as in timm
 
 
@@ -154,7 +155,7 @@ def label_weights(
     (0.75, 0.1875)
     """
     _require_mu(mu)
-    if decay == "none" or (decay == "paper" and mu == 0):
+    if decay == "none" or (decay == "paper" and mu < SMALLEST_MU):
         return lam * (1 - 0 * gamma), (1 - lam) * (1 - 0 * gamma_partner)
     if decay == "paper":
         return lam * (1 - gamma / mu), (1 - lam) * (1 - gamma_partner / mu)

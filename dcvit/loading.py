@@ -26,12 +26,15 @@ Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W), int64 (B,)
 
 def updates_per_epoch(images: int, recipe: Recipe) -> int:
     """Full batches in an epoch; what is left over waits for the next (drop_last). DataError if there is none."""
+    used = images
     if recipe.augmentation.repeats > 1 and images >= REPEATS_ROUND:
-        images -= images % REPEATS_ROUND
-    updates = images // recipe.groups // (recipe.batch // recipe.groups)
+        used -= images % REPEATS_ROUND
+    updates = used // recipe.groups // (recipe.batch // recipe.groups)
     if updates == 0:
         raise DataError(
-            f"a batch of {recipe.batch} is larger than the {images} training images: give more images"
+            f"a batch of {recipe.batch} is larger than the {used} training images that an epoch takes"
+            + (f" (of {images}, rounded down to a multiple of {REPEATS_ROUND})" if used < images else "")
+            + ": give more images"
         )
     return updates
 

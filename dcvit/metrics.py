@@ -18,6 +18,7 @@ class Hits(NamedTuple):
 def hits(logits: Tensor, labels: Tensor) -> Hits:
     """Right answers of logits (B, K) for labels (B,); with fewer than five classes all of them count.
 
+    >>> import torch
     >>> hits(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1])).top1_B
     tensor([ True, False])
     """
@@ -29,6 +30,7 @@ def hits(logits: Tensor, labels: Tensor) -> Hits:
 def percent(right: Tensor) -> float:
     """The share of True in a bool tensor, in percent; waits for the device.
 
+    >>> import torch
     >>> percent(torch.tensor([True, True, False, False]))
     50.0
     """

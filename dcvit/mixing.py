@@ -57,7 +57,8 @@ def cutmix_map(lam_G: Tensor, *, height: int, width: int, generator: torch.Gener
 
     The centre is uniform over the pixels and the box is cut at the image's border, so the
     mean of the map, the realised lambda, may be larger than the one given, as in timm with
-    `correct_lam`. Source: Yun et al. 2019, and timm's `rand_bbox`.
+    `correct_lam`. Source: Yun et al. 2019, and timm's `rand_bbox` at the paper's date (since then
+    a box of odd side is one pixel larger there).
     """
     device = lam_G.device
     centre_2G = torch.rand((2, len(lam_G)), generator=generator, device=generator.device).to(device)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 import hashlib
 import json
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Decay = Literal["paper", "area", "none"]
 Fill = Literal["pixel", "zero"]
@@ -76,10 +76,14 @@ Backbone = VisionTransformer | SwinTransformer | ResNet
 # --- MixUp's alpha over training -----------------------------------------------------------
 
 
-def _require_alpha(owner: object, *values: float) -> None:
+def _require(condition: bool, given: object, wanted: str) -> None:
+    if not condition:
+        raise ValueError(f"{given}: {wanted} is needed")
+
+
+def _require_alpha(given: object, *values: float) -> None:
     for value in values:
-        if not (isfinite(value) and value >= 0):
-            raise ValueError(f"{owner}: alpha is the parameter of Beta(alpha, alpha), finite and >= 0")
+        _require(isfinite(value) and value >= 0, given, "an alpha of Beta(alpha, alpha), finite and >= 0,")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,8 +105,7 @@ class DynamicAlpha:
 
     def __post_init__(self) -> None:
         _require_alpha(self, self.start)
-        if not 0 <= self.tau <= 1:
-            raise ValueError(f"{self}: tau is the weight of the past in a moving average, in [0, 1]")
+        _require(0 <= self.tau <= 1, self, "tau, the weight of the past in a moving average, in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +152,11 @@ class RandomErasing:
     max_area: float = 1 / 3
     min_aspect: float = 0.3  # height / width lies in [min_aspect, 1 / min_aspect]
 
+    def __post_init__(self) -> None:
+        _require(0 <= self.probability <= 1, self, "a probability in [0, 1]")
+        _require(0 <= self.min_area <= self.max_area <= 1, self, "0 <= min_area <= max_area <= 1")
+        _require(0 < self.min_aspect <= 1, self, "min_aspect in (0, 1]")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PatchErasing:
@@ -160,8 +168,9 @@ class PatchErasing:
     decay: Decay = "paper"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mu <= 1:
-            raise ValueError(f"{self}: mu is the largest share of patches erased, in [0, 1]")
+        _require(0 <= self.mu <= 1, self, "mu, the largest share of patches erased, in [0, 1]")
+        _require(self.fill in get_args(Fill), self, f"fill as one of {', '.join(get_args(Fill))}")
+        _require(self.decay in get_args(Decay), self, f"decay as one of {', '.join(get_args(Decay))}")
 
 
 Erasing = NoErasing | RandomErasing | PatchErasing
@@ -240,23 +249,34 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("resolution", "classes", "epochs", "batch", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Recipe({name}={getattr(self, name)}): at least 1 is needed")
-        if self.batch % self.groups:
-            raise ValueError(
-                f"Recipe(batch={self.batch}, groups={self.groups}): the batch must split into equal groups"
-            )
+            value = getattr(self, name)
+            _require(type(value) is int and value >= 1, f"Recipe({name}={value})", "a whole number from 1 on")
+        _require(
+            self.batch % self.groups == 0,
+            f"Recipe(batch={self.batch}, groups={self.groups})",
+            "a batch that splits into equal groups",
+        )
+        _require_alpha(f"Recipe(cutmix_alpha={self.cutmix_alpha})", self.cutmix_alpha)
+        for name in ("cutmix_probability", "label_smoothing", "drop_path", "test_crop", "easy_above"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"Recipe({name}={value})", "a number in [0, 1]")
+        _require(
+            0 <= self.hard_below <= self.easy_above,
+            f"Recipe(hard_below={self.hard_below}, easy_above={self.easy_above})",
+            "0 <= hard_below <= easy_above <= 1",
+        )
         for erasing in (self.erasing, self.exploration_erasing):
-            if isinstance(erasing, PatchErasing) and self.resolution % erasing.patch_size:
-                raise ValueError(
-                    f"PatchErasing(patch_size={erasing.patch_size}) does not tile a {self.resolution}x"
-                    f"{self.resolution} image: choose a divisor of {self.resolution}"
-                )
-        if isinstance(self.backbone, VisionTransformer) and self.resolution % self.backbone.patch_size:
-            raise ValueError(
-                f"VisionTransformer(patch_size={self.backbone.patch_size}) does not tile a {self.resolution}x"
-                f"{self.resolution} image: choose a divisor of {self.resolution}"
-            )
+            if isinstance(erasing, PatchErasing):
+                self._require_tiles("PatchErasing", erasing.patch_size)
+        if isinstance(self.backbone, VisionTransformer):
+            self._require_tiles("VisionTransformer", self.backbone.patch_size)
+
+    def _require_tiles(self, owner: str, patch_size: int) -> None:
+        _require(
+            patch_size >= 1 and self.resolution % patch_size == 0,
+            f"{owner}(patch_size={patch_size}) does not tile a {self.resolution}x{self.resolution} image",
+            f"a divisor of {self.resolution}",
+        )
 
 
 # --- recipes as data -----------------------------------------------------------------------
@@ -265,17 +285,26 @@ class Recipe:
 def as_data(value: Any) -> Any:
     """`value` as JSON-ready data; a dataclass becomes a dict that begins with its type's name.
 
-    >>> as_data(FixedAlpha(alpha=0.2))
-    {'type': 'FixedAlpha', 'alpha': 0.2}
+    Equal values give equal data: a whole number in a field for floats is written as a float.
+
+    >>> as_data(FixedAlpha(alpha=1))
+    {'type': 'FixedAlpha', 'alpha': 1.0}
     """
+    return _as_data(value, declared="")
+
+
+def _as_data(value: Any, *, declared: str) -> Any:
     if is_dataclass(value):
         return {
             "type": type(value).__name__,
-            **{field.name: as_data(getattr(value, field.name)) for field in fields(value)},
+            **{
+                field.name: _as_data(getattr(value, field.name), declared=str(field.type))
+                for field in fields(value)
+            },
         }
     if isinstance(value, (tuple, list)):
-        return [as_data(item) for item in value]
-    return value
+        return [_as_data(item, declared=declared) for item in value]
+    return float(value) if type(value) is int and "float" in declared else value
 
 
 def run_id(recipe: Recipe, seed: int) -> str:
