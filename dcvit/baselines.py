@@ -9,7 +9,8 @@ Read from facebookresearch/deit at b001f95 (2022-09-24) and microsoft/Swin-Trans
 - DeiT scales only the peak rate with the batch; Swin the warm-up and final rates too.
 - timm drops every colour jitter where RandAugment is set, whatever the flag says.
 - DeiT keeps an exponential moving average of its weights and reports the raw ones.
-- DeiT fine-tuned at 384 with the model in evaluation mode, so without drop path.
+- DeiT fine-tuned at 384 with the model in evaluation mode, so without drop path. Its default
+  changed on 2022-07-29; the published numbers, which the paper follows, are from before.
 - Swin's code clips gradients at 5.0 (its paper says 1.0).
 - Lambda, the choice between MixUp and CutMix and the flipped partner belong to one process
   and micro-batch of the official layout: `groups` counts those in a global batch.

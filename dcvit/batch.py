@@ -4,6 +4,7 @@ Every draw comes from a stream named by its purpose and the number of the update
 images' device. Shapes: B images in G groups.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -30,9 +31,15 @@ class MixedBatch(NamedTuple):
 
 def normalise(pixels: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) to float32 of about zero mean and unit variance, by ImageNet's statistics."""
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(3, 1, 1) * 255
-    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(3, 1, 1) * 255
+    mean, std = _statistics(pixels.device)
     return (pixels.float() - mean) / std
+
+
+@cache  # making them anew would wait for a GPU at every step
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # whoever asks first may be evaluating
+        mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return mean.view(3, 1, 1) * 255, std.view(3, 1, 1) * 255
 
 
 def mixed_batch(

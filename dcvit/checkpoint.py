@@ -1,21 +1,23 @@
 """Weights and training states on disk: safetensors, whole or not at all."""
 
 from collections.abc import Mapping
+import hashlib
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 import torch
 from torch import Tensor
 
-from dcvit.files import sha256_of, write_atomically
+from dcvit.files import write_atomically
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Writes named tensors in one move; returns the file's sha256."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(on_cpu, temporary))
-    return sha256_of(path)
+    content = save(on_cpu)  # safetensors' own writer hides what the disk said
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import json
 import os
 from pathlib import Path
+import re
 import sys
 from typing import Any
 
@@ -18,6 +19,7 @@ from dcvit.errors import (
     USAGE,
     DataError,
     EnvironmentProblem,
+    unwritable,
 )
 from dcvit.files import write_text
 from dcvit.launch import Outcome, Place, Run, all_runs, finished, make_all
@@ -28,7 +30,11 @@ from dcvit.sources import Source
 from dcvit.tables import Results, Table, as_json, duration, render
 
 DEFAULT_SEEDS: dict[Scale, int] = {"smoke": 1, "small": 5, "paper": 3}
-IMAGES = {"imagenet1k": 1_281_167, "imagenette": 9_469, "digits": sources.DIGITS_TRAIN}  # of training
+IMAGES = {
+    "imagenet1k": sources.IMAGENET_TRAIN,
+    "imagenette": sources.IMAGENETTE_TRAIN,
+    "digits": sources.DIGITS_TRAIN,
+}  # of training
 IN_WORDS = {
     "digits": "scikit-learn's handwritten digits",
     "imagenette": "Imagenette, 160 px",
@@ -38,13 +44,16 @@ IN_WORDS = {
 
 def reproduce(table: Table, argv: Sequence[str] | None = None) -> int:
     """Makes one table: trains what has no record, writes OUT/tableN.md and .json. Returns the exit code."""
-    arguments = _table_parser(table).parse_args(argv)
+    parser = _table_parser(table)
+    arguments = parser.parse_args(argv)
+    if arguments.json and not arguments.plan:
+        parser.error("--json goes with --plan; without it the facts are in OUT/tableN.json")
     try:
         return _reproduce(table, arguments)
     except (DataError, EnvironmentProblem, UnusableRecord) as error:
         return _complain(error, DATA_OR_ENVIRONMENT)
     except OSError as error:
-        return _complain(f"{error.filename or ''}: {error.strerror or error}", DATA_OR_ENVIRONMENT)
+        return _complain(unwritable(_out(arguments), error), DATA_OR_ENVIRONMENT)
     except ValueError as error:
         return _complain(error, USAGE)
     except KeyboardInterrupt:
@@ -56,19 +65,21 @@ def reproduce(table: Table, argv: Sequence[str] | None = None) -> int:
 def _reproduce(table: Table, arguments: argparse.Namespace) -> int:
     scale: Scale = arguments.scale
     seeds = tuple(range(arguments.seeds or DEFAULT_SEEDS[scale]))
-    out = Path(arguments.out or f"runs/{scale}")
+    out = _out(arguments)
     try:
-        source: Source | None = sources.find(arguments.data, scale, download=not arguments.plan)
+        source: Source | None = _find(arguments)
     except DataError as error:
         if not arguments.plan or arguments.data is not None:
             raise
         source = None
         print(f"note: {error}", file=sys.stderr)
 
+    if source is not None:
+        _require_enough(source, arguments)
     twins = {cell.recipe: _twin(cell.recipe, arguments, source) for cell in table.cells}
     runs = all_runs(twins.values(), seeds)
     names = _names(table, twins, runs)
-    place = Place(source or Source("", "", ()), out, arguments.device, arguments.workers)
+    place = Place(source or Source("", "", ()), out, arguments.device, _workers(arguments))
     records, unusable = finished(runs, place) if source else ({}, {})
 
     def results(outcomes: dict[Run, Outcome]) -> Results:
@@ -105,27 +116,27 @@ def _reproduce(table: Table, arguments: argparse.Namespace) -> int:
 
 def _make(runs: list[Run], place: Place, jobs: int | None, names: dict[Run, str]) -> dict[Run, Outcome]:
     """Checks the images, then trains."""
-    source, recipe = place.source, runs[0].recipe  # all runs of a call are on the same images
-    if source.root:
-        used = (
-            *sources.subset(source.train, recipe.train_images),
-            *sources.subset(source.val, recipe.test_images),
-        )
-        sources.check_readable(source, used)
     from dcvit.devices import resolve
     from dcvit.display import Display
     from dcvit.loading import updates_per_epoch
 
     device = resolve(place.device)
     for run in runs:
-        updates_per_epoch(recipe.train_images or source.count("train"), run.recipe)
-    side_by_side = jobs or (1 if device.type == "cuda" else _cores())
+        updates_per_epoch(run.recipe.train_images or place.source.count("train"), run.recipe)
+    source, recipe = place.source, runs[0].recipe  # in a folder, all runs of a call use the same files
+    if source.root:
+        used = (
+            *sources.subset(source.train, recipe.train_images),
+            *sources.subset(source.val, recipe.test_images),
+        )
+        sources.check_readable(source, used)
+    side_by_side = min(len(runs), jobs or (1 if device.type == "cuda" else _cores()))
     _say(
-        f"{len(runs)} runs on {device.type}, {side_by_side} at a time, records in {place.out}; "
-        "this can be stopped and called again"
+        f"runs to do: {len(runs)}, on {device.type}, {side_by_side} at a time; records go to {place.out}. "
+        "This can be stopped and called again"
     )
     with Display(names) as display:
-        return make_all(runs, place, jobs=min(side_by_side, len(runs)), watcher=display.watcher)
+        return make_all(runs, place, jobs=side_by_side, watcher=display.watcher)
 
 
 def _exit_code(outcomes: list[Outcome]) -> int:
@@ -136,7 +147,10 @@ def _exit_code(outcomes: list[Outcome]) -> int:
         return _complain(hopeless[0].problem, DATA_OR_ENVIRONMENT)
     own = [outcome for outcome in failed if not outcome.problem.startswith("not started")]
     code = DIVERGED if all(outcome.kind == "diverged" for outcome in own) else RUN_FAILED
-    return _complain(f"{len(failed)} runs failed; the same command tries them again", code)
+    many = f"{len(failed)} run{'s' if len(failed) > 1 else ''}"
+    if code == DIVERGED:
+        return _complain(f"{many} without a record: what diverged would do so again; change the recipe", code)
+    return _complain(f"{many} failed; the same command tries again", code)
 
 
 # --- the plan ------------------------------------------------------------------------------
@@ -184,6 +198,15 @@ def _estimate(recipe: Recipe, source: Source | None, *, gpu: bool) -> float:
 # --- what the arguments mean ---------------------------------------------------------------
 
 
+def _find(arguments: argparse.Namespace) -> Source:
+    try:
+        return sources.find(arguments.data, arguments.scale, download=not arguments.plan)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or arguments.data} can't be read: {error.strerror or error}"
+        ) from error
+
+
 def _twin(recipe: Recipe, arguments: argparse.Namespace, source: Source | None) -> Recipe:
     """The recipe at the asked scale, on the images at hand."""
     twin = at_scale(recipe, arguments.scale)
@@ -194,6 +217,19 @@ def _twin(recipe: Recipe, arguments: argparse.Namespace, source: Source | None) 
         train_images=arguments.train_images,
         test_images=arguments.test_images,
     )
+
+
+def _require_enough(source: Source, arguments: argparse.Namespace) -> None:
+    asked = (
+        ("--train-images", arguments.train_images, "train"),
+        ("--test-images", arguments.test_images, "val"),
+    )
+    for option, count, split in asked:
+        if count is not None and count > (there := source.count("train" if split == "train" else "val")):
+            raise DataError(
+                f"{option} {count}: {count} images asked for, {there} there are in {split} of "
+                f"{source.root or source.name}: ask for 1 to {there}"
+            )
 
 
 def _names(table: Table, twins: dict[Recipe, Recipe], runs: list[Run]) -> dict[Run, str]:
@@ -227,14 +263,24 @@ def _in_words(source: Source | None, arguments: argparse.Namespace) -> str:
     return f"{words} ({', '.join(counts)})" if counts else words
 
 
+def _out(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.out or f"runs/{arguments.scale}")
+
+
+def _workers(arguments: argparse.Namespace) -> int:
+    """Loading processes: a CPU has enough to do without them, a GPU must not wait."""
+    if arguments.workers is not None:
+        return int(arguments.workers)
+    on_cpu = arguments.plan or (arguments.device or "") == "cpu" or arguments.scale == "smoke"
+    return 0 if on_cpu else _cores()
+
+
 def _require_writable(out: Path) -> None:
     try:
         write_text(out / ".writable", "")
         (out / ".writable").unlink()
     except OSError as error:
-        raise EnvironmentProblem(
-            f"{out} can't be written ({error.strerror or error}): give another folder with --out"
-        ) from error
+        raise unwritable(out, error) from error
 
 
 def _cores() -> int:
@@ -255,7 +301,7 @@ def _complain(problem: Any, code: int) -> int:
 
 def _table_parser(table: Table) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"table{table.number}",
+        prog=f"python -m reproductions.{table.script}" if table.script else f"table{table.number}",
         description=f"Table {table.number} of the paper: {table.title}. Trains what has no record yet and writes "
         f"OUT/table{table.number}.md and .json, the paper's numbers beside ours.",
         epilog="exit codes: 0 ok, 1 a run failed, 2 usage, 3 data or environment, 4 diverged",
@@ -291,7 +337,10 @@ def _table_parser(table: Table) -> argparse.ArgumentParser:
         "--jobs", type=_at_least_one, metavar="N", help="runs side by side (one a core; 1 on a GPU)"
     )
     parser.add_argument(
-        "--workers", type=_not_negative, default=0, metavar="N", help="loading processes of a run (0)"
+        "--workers",
+        type=_not_negative,
+        metavar="N",
+        help="loading processes of a run (0; on a GPU all cores)",
     )
     parser.add_argument("--plan", action="store_true", help="train nothing; say what would be, and the cost")
     parser.add_argument("--json", action="store_true", help="with --plan: as JSON")
@@ -307,7 +356,7 @@ def _not_negative(text: str) -> int:
 
 
 def _whole_number(text: str, least: int) -> int:
-    if not (text.lstrip("-").isdigit() and int(text) >= least):
+    if not (re.fullmatch(r"-?[0-9]+", text) and int(text) >= least):
         raise argparse.ArgumentTypeError(f"{text!r}: a whole number of at least {least} is needed")
     return int(text)
 

@@ -60,8 +60,8 @@ def _images() -> tuple[Source | None, str]:
     if not place:
         return None, ""
     try:
-        return find(place, "smoke"), ""
-    except DataError as error:
+        return find(place, "paper" if place.startswith("hfds/") else "smoke"), ""
+    except (DataError, OSError) as error:
         return None, str(error)
 
 

@@ -3,6 +3,8 @@
 A plain ValueError is a wrong argument (exit code 2).
 """
 
+from pathlib import Path
+
 OK = 0
 RUN_FAILED = 1
 USAGE = 2
@@ -16,6 +18,14 @@ class DataError(ValueError):
 
 class EnvironmentProblem(ValueError):
     """This machine lacks something: a device, a writable folder, room on the disk."""
+
+
+def unwritable(folder: Path, error: OSError) -> EnvironmentProblem:
+    """What to say when a folder for results can't be written."""
+    return EnvironmentProblem(
+        f"{folder} can't be written ({error.strerror or error}): make room there, or give another folder with "
+        "--out. Finished runs keep their records"
+    )
 
 
 class Diverged(ArithmeticError):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dcvit import ledger
 from dcvit.cost import multiply_adds
-from dcvit.errors import DataError, Diverged, EnvironmentProblem
+from dcvit.errors import DataError, Diverged, EnvironmentProblem, unwritable
 from dcvit.files import write_text
 from dcvit.recipe import Recipe, run_id
 from dcvit.sources import Source
@@ -88,7 +88,7 @@ def all_runs(recipes: Iterable[Recipe], seeds: Sequence[int]) -> list[Run]:
     return list(runs)
 
 
-def finished(runs: Iterable[Run], place: Place) -> tuple[dict[Run, ledger.Record], dict[Run, str]]:
+def finished(runs: Sequence[Run], place: Place) -> tuple[dict[Run, ledger.Record], dict[Run, str]]:
     """Records of the runs that have one, and why those that have an unusable one can't use it."""
     records, unusable = {}, {}
     for run in runs:
@@ -99,6 +99,12 @@ def finished(runs: Iterable[Run], place: Place) -> tuple[dict[Run, ledger.Record
         else:
             if record is not None:
                 records[run] = record
+    for base in {run.before for run in runs if run not in records and run.before in records}:
+        try:  # others will start from its weights
+            ledger.checked_weights(place.out, base.recipe, base.seed, place.source.fingerprint)
+        except ledger.UnusableRecord as error:
+            del records[base]
+            unusable[base] = str(error)
     return records, unusable
 
 
@@ -108,33 +114,34 @@ def make_all(runs: Sequence[Run], place: Place, *, jobs: int, watcher: Watcher) 
     A run starts after the one whose weights it needs; if that one has no record, it is not
     started. After a problem of the machine (a full disk) nothing new is started.
     """
-    waiting = sorted(runs, key=_longest_first)
+    asked, waiting = set(runs), sorted(runs, key=_longest_first)
     outcomes: dict[Run, Outcome] = {}
 
-    def next_run(busy: Iterable[Run]) -> Run | None:
-        """The longest run that can start now; runs that never can are given their outcome."""
-        running = set(busy)
-        for run in list(waiting):
-            hopeless = next((o.problem for o in outcomes.values() if o.kind == "environment"), None)
-            before = outcomes.get(run.before) if run.before else None
-            if hopeless or (before and before.record is None):
-                waiting.remove(run)
-                why = (
-                    hopeless
-                    or f"run {run.before.id if run.before else ''}, whose weights it needs, has no record"
-                )
-                end(run, Outcome(problem=f"not started: {why}", kind="failed"))
-            elif run.before is None or (run.before not in running and run.before not in waiting):
-                waiting.remove(run)
-                return run
-        return None
+    def why_not(run: Run) -> str:
+        """What keeps a run from ever being started now, if anything."""
+        hopeless = next(
+            (outcome.problem for outcome in outcomes.values() if outcome.kind == "environment"), ""
+        )
+        if not hopeless and run.before in outcomes and outcomes[run.before].record is None:
+            return f"run {run.before.id}, whose weights it needs, has no record"
+        return hopeless
+
+    def next_run() -> Run | None:
+        """The longest run that can start now; runs that never can are given their outcome first."""
+        while run := next(filter(why_not, waiting), None):
+            waiting.remove(run)
+            end(run, Outcome(problem=f"not started: {why_not(run)}", kind="failed"))
+        ready = (run for run in waiting if run.before not in asked or run.before in outcomes)
+        if run := next(ready, None):
+            waiting.remove(run)
+        return run
 
     def end(run: Run, outcome: Outcome) -> None:
         outcomes[run] = outcome
         watcher.ended(run, outcome)
 
     if jobs == 1:
-        while (run := next_run(())) is not None:
+        while (run := next_run()) is not None:
             end(run, execute(run, place, partial(watcher.progress, run)))
     else:
         _side_by_side(next_run, end, place, jobs=jobs, watcher=watcher)
@@ -155,12 +162,15 @@ def execute(run: Run, place: Place, observe: Callable[["Progress"], None]) -> Ou
     from dcvit.devices import resolve
     from dcvit.training import fit
 
-    device = resolve(place.device)
+    folder = ledger.folder_of(place.out, run.recipe, run.seed, place.source.fingerprint)
     threads = torch.get_num_threads()
-    if device.type == "cpu":
-        # the bits of a result depend on the number of threads, and small networks gain nothing by more
-        torch.set_num_threads(1)
     try:
+        for stale in ("error.txt", "diverged.safetensors"):  # of an earlier try
+            (folder / stale).unlink(missing_ok=True)
+        device = resolve(place.device)
+        if device.type == "cpu":
+            # the bits of a result depend on the number of threads, and small networks gain nothing by more
+            torch.set_num_threads(1)
         record = fit(
             run.recipe, run.seed, place.source, place.out, device, workers=place.workers, observe=observe
         )
@@ -170,19 +180,16 @@ def execute(run: Run, place: Place, observe: Callable[["Progress"], None]) -> Ou
     except (DataError, EnvironmentProblem) as error:
         return Outcome(problem=str(error), kind="environment")
     except Exception as error:
-        hopeless = isinstance(error, OSError) and error.errno in HOPELESS
+        if isinstance(error, OSError) and error.errno in HOPELESS:
+            return Outcome(problem=str(unwritable(place.out, error)), kind="environment")
         where = ""
-        folder = ledger.folder_of(place.out, run.recipe, run.seed, place.source.fingerprint)
         try:
             write_text(folder / "error.txt", traceback.format_exc())
             where = f" (see {folder / 'error.txt'})"
         except OSError:  # the disk may be what went wrong
             pass
         first_line = (str(error).splitlines() or [""])[0]
-        return Outcome(
-            problem=f"{type(error).__name__}: {first_line}{where}",
-            kind="environment" if hopeless else "failed",
-        )
+        return Outcome(problem=f"{type(error).__name__}: {first_line}{where}", kind="failed")
     finally:
         torch.set_num_threads(threads)
 
@@ -198,7 +205,7 @@ class _Worker:
 
 
 def _side_by_side(
-    next_run: Callable[[Iterable[Run]], Run | None],
+    next_run: Callable[[], Run | None],
     end: Callable[[Run, Outcome], None],
     place: Place,
     *,
@@ -211,19 +218,26 @@ def _side_by_side(
     def busy() -> list[Run]:
         return [worker.run for worker in workers if worker.run is not None]
 
+    def start() -> _Worker:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, place), daemon=place.workers == 0)
+        process.start()
+        theirs.close()
+        workers.append(_Worker(process, ours))
+        return workers[-1]
+
     def hand_out() -> None:
         """Gives every idle worker a run, and starts workers while there are runs for them."""
-        while len(busy()) < jobs and (run := next_run(busy())) is not None:
-            idle = next((worker for worker in workers if worker.run is None), None)
-            if idle is None:
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs, place), daemon=place.workers == 0)
-                process.start()
-                theirs.close()
-                idle = _Worker(process, ours)
-                workers.append(idle)
-            idle.run = run
-            idle.pipe.send(run)
+        while len(busy()) < jobs and (run := next_run()) is not None:
+            while True:
+                worker = next((worker for worker in workers if worker.run is None), None) or start()
+                try:
+                    worker.pipe.send(run)
+                except OSError:  # it died while it was idle, which costs nothing
+                    workers.remove(worker)
+                    continue
+                worker.run = run
+                break
 
     try:
         hand_out()

@@ -35,7 +35,7 @@ def draw_lambda(alpha: float | Tensor, shape: tuple[int, ...], *, generator: tor
     if not isinstance(alpha, Tensor):
         if not (isfinite(alpha) and alpha >= 0):
             raise ValueError(f"alpha={alpha}: the parameter of Beta(alpha, alpha), finite and >= 0")
-        alpha = torch.tensor(alpha, dtype=torch.float64, device=generator.device)
+        alpha = torch.full((), alpha, dtype=torch.float64, device=generator.device)
     alpha_ = alpha.to(torch.float64)  # the scalars are few, and 1/alpha is large
     positive = torch.where(alpha_ > 0, alpha_, 1.0)
     uniform = 1 - torch.rand((2, *shape), dtype=torch.float64, generator=generator, device=generator.device)

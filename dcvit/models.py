@@ -1,4 +1,7 @@
-"""The networks, built by timm from a recipe's geometry."""
+"""The networks, built by timm from a recipe's geometry.
+
+Shapes: T tokens, N places of a grid, C channels, H heads or the height of a grid, W its width.
+"""
 
 from collections.abc import Mapping
 from math import isqrt

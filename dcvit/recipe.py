@@ -1,6 +1,7 @@
 """What one training run is, as plain values.
 
-A `Recipe` holds everything that may change a run's numbers, except the seed. Alternatives
+A `Recipe` holds everything that may change a run's numbers, except the seed (and the
+device with its precision, which a record names). Alternatives
 (which backbone, which rule for MixUp's alpha, which erasing) are unions of small frozen
 dataclasses that the code takes apart with one `match`. The official values live in
 `dcvit.baselines`. Nothing heavier than hashlib is imported here.
@@ -268,8 +269,24 @@ class Recipe:
         for erasing in (self.erasing, self.exploration_erasing):
             if isinstance(erasing, PatchErasing):
                 self._require_tiles("PatchErasing", erasing.patch_size)
-        if isinstance(self.backbone, VisionTransformer):
-            self._require_tiles("VisionTransformer", self.backbone.patch_size)
+        match self.backbone:
+            case VisionTransformer(patch_size=patch_size):
+                self._require_tiles("VisionTransformer", patch_size)
+            case SwinTransformer(patch_size=patch_size, depths=depths, window=window):
+                self._require_tiles("SwinTransformer", patch_size)
+                for stage in range(len(depths)):
+                    side = self.resolution / patch_size / 2**stage
+                    _require(
+                        window >= 1 and side % window == 0,
+                        f"SwinTransformer(window={window}) with {side:g} x {side:g} patches in stage {stage + 1}",
+                        "a window that tiles every stage",
+                    )
+        low, high = self.augmentation.crop_scale
+        _require(0 < low <= high <= 1, f"crop_scale={(low, high)}", "0 < smallest <= largest <= 1")
+        _require(self.ema_decay is None or 0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay}", "[0, 1)")
+        _require(
+            self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm}", "a positive norm"
+        )
 
     def _require_tiles(self, owner: str, patch_size: int) -> None:
         _require(

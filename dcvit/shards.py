@@ -68,5 +68,7 @@ def _of_shard(shard: Path) -> Iterator[Entry]:
         raise DataError(f"{shard} can't be read as a shard: {error}") from error
     if odd := images.keys() ^ labels.keys():
         raise DataError(f"{shard}: sample {min(odd)!r} lacks its image or its {LABEL}")
+    if not images or min(labels.values()) < 0:
+        raise DataError(f"{shard}: {'a class number is negative' if images else 'there is no sample in it'}")
     for key, member in images.items():
         yield Entry(shard.name, member.name, labels[key], member.offset_data, member.size)

@@ -31,6 +31,7 @@ IMAGENETTE_CLASSES = (
     *("n03394916", "n03417042", "n03425413", "n03445777", "n03888257"),
 )
 IMAGENET_TRAIN, IMAGENET_TEST = 1_281_167, 50_000
+IMAGENETTE_TRAIN = 9_469
 DIGITS_TRAIN, DIGITS_TEST = 1438, 359  # every fifth of the 1,797 digits is held out
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -88,6 +89,8 @@ def find(data: str | None, scale: Scale, *, download: bool = True) -> Source:
     """
     if data is None and scale == "smoke":
         return digits()
+    if data == "":
+        raise DataError("--data is empty: name a folder with train/ and val/ (is DCVIT_DATA set?)")
     place = data if data is not None else os.environ.get("DCVIT_DATA")
     if place and place.startswith("hfds/"):
         return from_timm(place, scale)
@@ -99,8 +102,6 @@ def find(data: str | None, scale: Scale, *, download: bool = True) -> Source:
         raise DataError(
             "no images: scale paper reads ImageNet-1k. Give --data FOLDER, or set DCVIT_DATA, to a "
             "folder with train/ and val/ of 1,000 class folders each"
-            if data is None
-            else "--data is empty: name a folder with train/ and val/ (is DCVIT_DATA set?)"
         )
     else:
         source = from_folder(_with_imagenette_inside(Path(place)))
@@ -147,7 +148,9 @@ def from_shards(root: Path) -> Source:
         tuple(File(entry.shard, entry.label, entry.size, entry.offset) for entry in entries(root, split))
         for split in ("train", "val")
     )
-    classes = tuple(map(str, range(1 + max(file.label for file in (*train, *val)))))
+    if odd := {file.label for file in train} ^ {file.label for file in val}:
+        raise DataError(f"{root}: class {min(odd)} is in the shards of only one of train and val")
+    classes = tuple(map(str, range(1 + max(file.label for file in train))))
     return Source("folder", _fingerprint(train, val), classes, root, train, val)
 
 
@@ -295,6 +298,6 @@ def _problem(root: Path, file: File) -> str | None:
     try:
         with file.open(root) as content, Image.open(content) as image:
             image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file makes Pillow raise almost anything
         return f"{root / str(file)}: {error}"
     return None

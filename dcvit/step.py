@@ -96,11 +96,13 @@ def begin_state(
     if weights is not None:
         model.load_state_dict(fit_weights(weights, model))
     model = prepare(model, device)
+    if device.type == "cuda":
+        torch.compiler.reset()  # what earlier runs of this process compiled would count against this one
     averaged = {} if recipe.ema_decay is None else model.state_dict()
     averaged = {name: value for name, value in averaged.items() if value.is_floating_point()}
     return State(
         model=model,
-        forward=torch.compile(model) if device.type == "cuda" else model,
+        forward=torch.compile(model, dynamic=False) if device.type == "cuda" else model,
         optimizer=torch.optim.AdamW(
             decay_groups(model, recipe), lr=0.0, betas=recipe.betas, eps=recipe.eps, fused=True
         ),

@@ -37,6 +37,7 @@ class Table:
 
     number: int
     title: str
+    script: str = ""  # the module of reproductions/ that makes it
     cells: tuple[Cell, ...]
     baseline: str  # the column (or the row, if no column has this name) that gains are over
     row_facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # row -> heading -> text

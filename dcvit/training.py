@@ -18,7 +18,7 @@ from dcvit import ledger
 from dcvit.augmentation import global_generators_kept
 from dcvit.checkpoint import copied, load_weights, save_weights
 from dcvit.datasets import Pictures, pictures
-from dcvit.devices import best_precision, describe
+from dcvit.devices import best_precision, describe, flushed_denormals
 from dcvit.errors import Diverged
 from dcvit.evaluating import Accuracy, evaluate
 from dcvit.loading import Batch, evaluation_batches, training_batches, updates_per_epoch
@@ -57,12 +57,12 @@ def fit(
 ) -> ledger.Record:
     """Trains one run and writes its record and weights into its folder below `out`.
 
-    Deterministic in (recipe, seed, data) on one machine, whatever `workers` is; torch's,
+    Deterministic in (recipe, seed, data) on the CPU of one machine, whatever `workers` is; torch's,
     numpy's and Python's global generators are left as they were. Raises Diverged when a loss
     or gradient is not finite, after the state before that step was saved; DataError when the
     images do not fit the recipe; ValueError when the run that it starts from is not there.
     """
-    with global_generators_kept(device):
+    with global_generators_kept(device), flushed_denormals():
         return _fit(recipe, seed, data, out, device, workers, observe or (lambda progress: None))
 
 

@@ -8,8 +8,8 @@ MIXING = (
     "The method steers MixUp's alpha only (`alpha`); CutMix keeps `cutmix_alpha` 1.0 and `cutmix_probability` 0.5.",
     "Dynamic alpha starts at 0 (`DynamicAlpha.start`), what Eq. 5 gives an untrained model of 1,000 classes. "
     "Alpha 0 means no mixing on MixUp's share of the batches.",
-    "The periods of the static rule begin at 10/300 and 60/300 of training (`periods`): the paper's figure shows no "
-    "numbers.",
+    "Formation ends at 10/300 of training and exploration begins at 60/300 (`periods`): the paper's figure shows no "
+    "numbers. The static rule and the start of PatchErasing depend on it.",
     "One lambda, one choice between MixUp and CutMix and one flipped partner per group of images; `groups` is the "
     "number of processes times accumulation steps of the official layout.",
 )
@@ -25,6 +25,8 @@ ERASING = (
 FINE_TUNING = (
     "Fine-tuning at 384 px counts as exploration throughout (`periods` 0, 0), with the strategy of the 224 px model, "
     "from its last epoch.",
+    "DeiT at 384 px is fine-tuned in evaluation mode (`train_mode`), as when its numbers were made; DeiT's code "
+    "changed its default on 2022-07-29.",
 )
 TRAINING = (
     "Repeated augmentation runs on any number of processes and is shuffled anew every epoch "

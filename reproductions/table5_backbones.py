@@ -42,6 +42,7 @@ ROWS = {
 
 TABLE = Table(
     number=5,
+    script="table5_backbones",
     title="Comparison on different backbones",
     cells=tuple(
         Cell(row=row, column=column, metric=metric, recipe=recipe, paper=paper)

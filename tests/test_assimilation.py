@@ -278,13 +278,21 @@ def test_nineteen_epochs_are_too_few_and_twenty_enough():
 
 
 @pytest.mark.parametrize("function", [fit_proportions, assimilation_rate, find_periods])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -0.001, 1.001, 37.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.3, 1.3, 37.0])
 def test_what_is_no_share_is_refused_with_its_epoch(function, value):
     easy = logistic(40, 0.3, 0.06)
     hard = 1 - easy
     hard[6] = value
     with pytest.raises(ValueError, match=rf"hard is {value} in epoch 7: .* in \[0, 1\]"):
         function(easy, hard)
+
+
+def test_noise_or_the_shift_of_the_authors_drawing_may_leave_the_range():
+    easy = logistic(100, 0.3, 0.06)
+    shifted, plain = find_periods(easy + 0.15, 1 - easy - 0.05), find_periods(easy, 1 - easy)
+    assert np.allclose(
+        [shifted.formation_end, shifted.exploration_start], [plain.formation_end, plain.exploration_start]
+    )
 
 
 def test_a_share_may_leave_its_range_by_rounding():

@@ -124,7 +124,9 @@ def test_every_value_anywhere_inside_a_recipe_changes_its_name():
             case float():
                 new = value / 2 + 0.001
             case tuple():
-                new = value[:-1]
+                new = (*value, *value) if path[-1] == "undecayed" else (value[0] / 2, *value[1:])
+            case None:
+                new = 2
             case _:
                 new = {"fill": "zero", "decay": "area"}.get(path[-1], "other")
         names.add(run_id(changed_at(recipe, path, new), 1))

@@ -1,0 +1,203 @@
+"""The architecture: imports go downwards, and torch stays out of what needs none."""
+
+import ast
+import importlib
+from pathlib import Path
+import resource
+import subprocess
+
+import pytest
+
+import dcvit
+from tests.helpers import ROOT, environment, python
+
+# Module -> the dcvit modules that it may import when it is imported. A new module must be added here.
+NO_TORCH = {
+    "errors": set(),
+    "files": set(),
+    "provenance": set(),
+    "recipe": set(),
+    "assimilation": {"recipe"},
+    "baselines": {"recipe"},
+    "cost": {"recipe"},
+    "scale": {"recipe"},
+    "schedules": {"recipe"},
+    "ledger": {"files", "recipe"},
+    "shards": {"errors", "files"},
+    "sources": {"errors", "files", "scale", "shards"},
+    "tables": {"ledger", "recipe"},
+    "launch": {"cost", "errors", "files", "ledger", "recipe", "sources"},
+    "display": {"launch"},
+    "doctor": {"errors", "provenance", "sources"},
+    "cli": {"cost", "errors", "files", "launch", "ledger", "recipe", "scale", "sources", "tables"},
+}
+TORCH = {
+    "difficulty": set(),
+    "losses": set(),
+    "metrics": set(),
+    "mixing": set(),
+    "rng": set(),
+    "checkpoint": {"files"},
+    "devices": {"errors"},
+    "erasing": {"recipe"},
+    "augmentation": {"recipe", "rng"},
+    "batch": {"erasing", "mixing", "recipe", "rng"},
+    "datasets": {"errors", "recipe", "sources"},
+    "models": {"recipe"},
+    "loading": {"augmentation", "datasets", "errors", "recipe", "rng"},
+    "evaluating": {"batch", "devices", "loading", "metrics"},
+    "step": {
+        *("batch", "checkpoint", "devices", "difficulty", "loading", "losses", "models", "recipe", "rng"),
+        "schedules",
+    },
+    "training": {
+        *("augmentation", "checkpoint", "datasets", "devices", "errors", "evaluating", "ledger", "loading"),
+        *("provenance", "recipe", "schedules", "sources", "step"),
+    },
+}
+LAYERS = NO_TORCH | TORCH
+# What a module imports later, inside of the function that needs it, or for type checkers only.
+LATER = {
+    "cli": {"devices", "display", "doctor", "loading"},
+    "display": {"training"},
+    "doctor": {"devices"},
+    "launch": {"devices", "training"},
+}
+
+FILES = {path.stem: path for path in Path(dcvit.__file__).parent.glob("*.py") if path.stem != "__init__"}
+
+
+def imports(node, *, deep):
+    """Full names of what is imported: everywhere, or (not `deep`) only when the module is imported."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute here"
+            yield child.module
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        elif deep or not (isinstance(child, ast.FunctionDef) or _for_type_checkers(child)):
+            yield from imports(child, deep=deep)
+
+
+def _for_type_checkers(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def imported(path, *, deep=False):
+    return set(imports(ast.parse(path.read_text(encoding="utf-8")), deep=deep))
+
+
+def rooms(names):
+    """The dcvit modules among imported names."""
+    return {name.split(".")[1] for name in names if name.startswith("dcvit.")} & FILES.keys()
+
+
+def test_every_module_has_its_place_in_the_layers():
+    assert FILES.keys() == LAYERS.keys()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_module_imports_only_what_its_layer_allows(name):
+    assert rooms(imported(FILES[name])) <= LAYERS[name]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_imports_inside_functions_are_listed_too(name):
+    later = rooms(imported(FILES[name], deep=True)) - rooms(imported(FILES[name]))
+    assert later == LATER.get(name, set())
+
+
+def test_the_layers_have_no_cycle():
+    left = dict(LAYERS)
+    while left:
+        free = [name for name, below in left.items() if not below & left.keys()]
+        assert free, f"a cycle among {sorted(left)}"
+        for name in free:
+            del left[name]
+
+
+def test_what_starts_without_torch_sits_on_nothing_that_needs_it():
+    assert {name: LAYERS[name] & TORCH.keys() for name in NO_TORCH if LAYERS[name] & TORCH.keys()} == {}
+
+
+@pytest.mark.parametrize("name", NO_TORCH)
+def test_no_torch_is_imported_by_a_module_of_the_lower_level(name):
+    heavy = {"torch", "torchvision", "timm", "sklearn", "scipy", "safetensors", "matplotlib"}
+    assert {full.split(".")[0] for full in imported(FILES[name])} & heavy == set()
+
+
+@pytest.mark.parametrize(
+    "modules",
+    ["dcvit, reproductions.table5_backbones", "dcvit.cli, dcvit.display, dcvit.doctor, dcvit.assimilation"],
+)
+def test_importing_the_declarations_imports_no_torch(modules):
+    code = f"import {modules}, sys; sys.exit(str(sys.modules.keys() & {{'torch', 'timm', 'sklearn'}}))"
+    child = subprocess.run(python("-c", code), env=environment(), capture_output=True, text=True)
+    assert child.stderr == "set()\n"
+
+
+PLAN = """
+import sys
+from dcvit.cli import reproduce
+from reproductions.table5_backbones import TABLE
+assert reproduce(TABLE, ["--plan"]) == 0
+sys.exit(str(sys.modules.keys() & {"torch", "torchvision", "timm", "sklearn", "scipy"}))
+"""
+
+
+def test_a_plan_imports_no_torch(tmp_path):
+    child = subprocess.run(
+        python("-c", PLAN), env=environment(), capture_output=True, text=True, cwd=tmp_path
+    )
+    assert child.stderr == "set()\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_takes_at_most_a_second_and_a_half_of_processor_time(tmp_path):
+    command = python("-m", "reproductions.table5_backbones", "--plan")
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL, cwd=tmp_path)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) <= 1.5
+
+
+@pytest.mark.parametrize("name", dcvit.__all__)
+def test_every_public_name_resolves(name):
+    assert getattr(dcvit, name) is not None
+    assert name in dir(dcvit)
+
+
+def test_public_names_are_those_that_type_checkers_see():
+    tree = ast.parse(Path(dcvit.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if _for_type_checkers(node)]
+    seen = {alias.name: line.module for line in block.body for alias in line.names}
+    assert seen == {name: f"dcvit.{room}" for name, room in dcvit._ROOM_OF.items()}
+
+
+def test_an_unknown_name_is_answered_with_those_there_are():
+    with pytest.raises(AttributeError, match=r"no attribute 'mix_up'; it has .*mixup_map"):
+        dcvit.mix_up  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["assumptions", "table5_backbones"])
+def test_reproductions_stand_on_declarations_only(module):
+    source = importlib.import_module(f"reproductions.{module}").__file__
+    assert rooms(imported(Path(source), deep=True)) <= {"baselines", "cli", "recipe", "tables"}
+
+
+def test_nothing_knows_of_the_workshop():
+    here = Path(__file__)
+    texts = [
+        path
+        for folder in ("dcvit", "reproductions", "tests", "benchmarks")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".py", ".md", ".json", ".toml", ".html"} and path != here
+    ]
+    assert len(texts) > len(FILES)
+    words = ("../shared", "/work/")
+    found = {path: word for path in texts for word in words if word in path.read_text(encoding="utf-8")}
+    assert found == {}
