@@ -26,6 +26,7 @@ from dcvit.launch import Outcome, Place, Run, all_runs, finished, make_all
 from dcvit.ledger import UnusableRecord, folder_of, move_aside
 from dcvit.recipe import Recipe
 from dcvit.scale import SCALES, Scale, at_scale, on_images
+from dcvit.schedules import updates_per_epoch
 from dcvit.sources import Source
 from dcvit.tables import Results, Table, as_json, duration, render
 
@@ -118,7 +119,6 @@ def _make(runs: list[Run], place: Place, jobs: int | None, names: dict[Run, str]
     """Checks the images, then trains."""
     from dcvit.devices import resolve
     from dcvit.display import Display
-    from dcvit.loading import updates_per_epoch
 
     device = resolve(place.device)
     for run in runs:

@@ -3,7 +3,7 @@
 from dcvit.recipe import Backbone, Recipe, ResNet, SwinTransformer, VisionTransformer
 
 GPU_FLOPS = 2.0e14  # sustained by one H100 in bfloat16, within a factor of two for these models
-CORE_FLOPS = 5.0e10  # one CPU core, small matrices in float32
+CORE_FLOPS = 3.0e10  # one CPU core, small matrices in float32
 CORE_UPDATE = 0.016  # seconds of Python and small operations in an update on a CPU
 CORE_DECODES = 240  # full-size images a second and core: decode, crop, RandAugment
 RESNET_50_MACS = 4.1e9  # at 224 px

@@ -15,28 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from dcvit.augmentation import evaluation_transform, seed_transform, training_transform
 from dcvit.datasets import Pictures
-from dcvit.errors import DataError
 from dcvit.recipe import Recipe
 from dcvit.rng import stream
-
-REPEATS_ROUND = 256  # DeiT's sampler rounds the images of an epoch down to a multiple of this
+from dcvit.schedules import updates_per_epoch
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W), int64 (B,)
-
-
-def updates_per_epoch(images: int, recipe: Recipe) -> int:
-    """Full batches in an epoch; what is left over waits for the next (drop_last). DataError if there is none."""
-    used = images
-    if recipe.augmentation.repeats > 1 and images >= REPEATS_ROUND:
-        used -= images % REPEATS_ROUND
-    updates = used // recipe.groups // (recipe.batch // recipe.groups)
-    if updates == 0:
-        raise DataError(
-            f"a batch of {recipe.batch} is larger than the {used} training images that an epoch takes"
-            + (f" (of {images}, rounded down to a multiple of {REPEATS_ROUND})" if used < images else "")
-            + ": give more images"
-        )
-    return updates
 
 
 def epoch_order(images: int, recipe: Recipe, *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,14 @@
-"""What changes over training by the clock alone: MixUp's alpha and the learning rate.
+"""What goes by the clock alone: updates of an epoch, MixUp's alpha, the learning rate.
 
 Floats in, floats out; no torch.
 """
 
 from math import cos, pi
 
+from dcvit.errors import DataError
 from dcvit.recipe import Periods, Recipe, StagedAlpha, StaticAlpha
+
+REPEATS_ROUND = 256  # DeiT's sampler rounds the images of an epoch down to a multiple of this
 
 
 def static_alpha(progress: float, periods: Periods, *, rule: StaticAlpha = StaticAlpha()) -> float:
@@ -49,6 +52,21 @@ def staged_alpha(progress: float, periods: Periods, rule: StagedAlpha) -> float:
 def _require_progress(progress: float) -> None:
     if not 0 <= progress <= 1:
         raise ValueError(f"progress {progress}: the share of training done so far, in [0, 1]")
+
+
+def updates_per_epoch(images: int, recipe: Recipe) -> int:
+    """Full batches in an epoch; what is left over waits for the next (drop_last). DataError if there is none."""
+    used = images
+    if recipe.augmentation.repeats > 1 and images >= REPEATS_ROUND:
+        used -= images % REPEATS_ROUND
+    updates = used // recipe.groups // (recipe.batch // recipe.groups)
+    if updates == 0:
+        raise DataError(
+            f"a batch of {recipe.batch} is larger than the {used} training images that an epoch takes"
+            + (f" (of {images}, rounded down to a multiple of {REPEATS_ROUND})" if used < images else "")
+            + ": give more images"
+        )
+    return updates
 
 
 def learning_rate(recipe: Recipe, update: int, updates_per_epoch: int) -> float:

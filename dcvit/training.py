@@ -21,10 +21,10 @@ from dcvit.datasets import Pictures, pictures
 from dcvit.devices import best_precision, describe, flushed_denormals
 from dcvit.errors import Diverged
 from dcvit.evaluating import Accuracy, evaluate
-from dcvit.loading import Batch, evaluation_batches, training_batches, updates_per_epoch
+from dcvit.loading import Batch, evaluation_batches, training_batches
 from dcvit.provenance import provenance
 from dcvit.recipe import Recipe, as_data, run_id
-from dcvit.schedules import learning_rate
+from dcvit.schedules import learning_rate, updates_per_epoch
 from dcvit.sources import Source
 from dcvit.step import NEVER, READ_EVERY, State, Tally, begin_state, train_step
 

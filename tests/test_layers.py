@@ -21,7 +21,7 @@ NO_TORCH = {
     "baselines": {"recipe"},
     "cost": {"recipe"},
     "scale": {"recipe"},
-    "schedules": {"recipe"},
+    "schedules": {"errors", "recipe"},
     "ledger": {"files", "recipe"},
     "shards": {"errors", "files"},
     "sources": {"errors", "files", "scale", "shards"},
@@ -29,7 +29,18 @@ NO_TORCH = {
     "launch": {"cost", "errors", "files", "ledger", "recipe", "sources"},
     "display": {"launch"},
     "doctor": {"errors", "provenance", "sources"},
-    "cli": {"cost", "errors", "files", "launch", "ledger", "recipe", "scale", "sources", "tables"},
+    "cli": {
+        "cost",
+        "errors",
+        "files",
+        "launch",
+        "ledger",
+        "recipe",
+        "scale",
+        "schedules",
+        "sources",
+        "tables",
+    },
 }
 TORCH = {
     "difficulty": set(),
@@ -44,7 +55,7 @@ TORCH = {
     "batch": {"erasing", "mixing", "recipe", "rng"},
     "datasets": {"errors", "recipe", "sources"},
     "models": {"recipe"},
-    "loading": {"augmentation", "datasets", "errors", "recipe", "rng"},
+    "loading": {"augmentation", "datasets", "recipe", "rng", "schedules"},
     "evaluating": {"batch", "devices", "loading", "metrics"},
     "step": {
         *("batch", "checkpoint", "devices", "difficulty", "loading", "losses", "models", "recipe", "rng"),
@@ -58,7 +69,7 @@ TORCH = {
 LAYERS = NO_TORCH | TORCH
 # What a module imports later, inside of the function that needs it, or for type checkers only.
 LATER = {
-    "cli": {"devices", "display", "doctor", "loading"},
+    "cli": {"devices", "display", "doctor"},
     "display": {"training"},
     "doctor": {"devices"},
     "launch": {"devices", "training"},

@@ -15,9 +15,10 @@ from dcvit.augmentation import global_generators_kept
 from dcvit.baselines import DEIT_T
 from dcvit.datasets import pictures
 from dcvit.errors import DataError
-from dcvit.loading import epoch_order, evaluation_batches, training_batches, updates_per_epoch
+from dcvit.loading import epoch_order, evaluation_batches, training_batches
 from dcvit.recipe import Augmentation
 from dcvit.scale import at_scale
+from dcvit.schedules import updates_per_epoch
 from dcvit.sources import digits
 
 seeds = st.integers(1, 2**32)
