@@ -1,4 +1,4 @@
-"""The official training recipes of the paper's models, as they were at the paper's date.
+"""The rows of Tables 5 and 6: official training recipes at the paper's date, and the method on them.
 
 Read from facebookresearch/deit at b001f95 (2022-09-24) and microsoft/Swin-Transformer at
 5b841aa (2022-09-25). Where the code and its README or paper disagree, the code counts:
@@ -20,10 +20,14 @@ from dataclasses import replace
 from typing import Any
 
 from dcvit.recipe import (
+    AlphaRule,
     Augmentation,
+    DynamicAlpha,
+    PatchErasing,
     Periods,
     Recipe,
     ResNet,
+    StaticAlpha,
     SwinTransformer,
     VisionTransformer,
     WarmupCosine,
@@ -105,3 +109,18 @@ def _at_384(pretrained: Recipe, **changes: Any) -> Recipe:
         periods=Periods(0.0, 0.0),
         **changes,
     )
+
+
+def ours(baseline: Recipe, alpha: AlphaRule, *, patch_size: int) -> Recipe:
+    """The whole method on a baseline: a rule for alpha, and PatchErasing in exploration (5.2)."""
+    return replace(baseline, alpha=alpha, exploration_erasing=PatchErasing(patch_size=patch_size))
+
+
+# 5.1: dynamic for the small models, static for the large ones; patches are the model's own
+OUR_DEIT_T = ours(DEIT_T, DynamicAlpha(), patch_size=16)
+OUR_DEIT_S = ours(DEIT_S, DynamicAlpha(), patch_size=16)
+OUR_DEIT_B = ours(DEIT_B, StaticAlpha(), patch_size=16)
+OUR_SWIN_T = ours(SWIN_T, DynamicAlpha(), patch_size=4)
+OUR_SWIN_S = ours(SWIN_S, DynamicAlpha(), patch_size=4)
+OUR_SWIN_B = ours(SWIN_B, StaticAlpha(), patch_size=4)
+OUR_RESNET_50 = ours(RESNET_50, DynamicAlpha(), patch_size=16)  # the paper does not say (chosen here)
