@@ -322,7 +322,8 @@ def _table_parser(table: Table) -> argparse.ArgumentParser:
     parser.add_argument(
         "--data",
         metavar="FOLDER",
-        help="a folder with train/ and val/, or one that holds imagenette2-160/; at small and paper DCVIT_DATA "
+        help="a folder with train/ and val/, or one that holds imagenette2-160/; wds/FOLDER; at paper also "
+        "hfds/NAME; at small and paper DCVIT_DATA "
         "is the default, at smoke the digits in scikit-learn",
     )
     parser.add_argument(
