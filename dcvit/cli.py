@@ -27,7 +27,7 @@ from dcvit.ledger import UnusableRecord, folder_of, move_aside
 from dcvit.recipe import Recipe
 from dcvit.scale import SCALES, Scale, at_scale, on_images
 from dcvit.schedules import updates_per_epoch
-from dcvit.sources import Source
+from dcvit.sources import Source, SplitName
 from dcvit.tables import Results, Table, as_json, duration, render
 
 DEFAULT_SEEDS: dict[Scale, int] = {"smoke": 1, "small": 5, "paper": 3}
@@ -220,12 +220,12 @@ def _twin(recipe: Recipe, arguments: argparse.Namespace, source: Source | None) 
 
 
 def _require_enough(source: Source, arguments: argparse.Namespace) -> None:
-    asked = (
+    asked: tuple[tuple[str, int | None, SplitName], ...] = (
         ("--train-images", arguments.train_images, "train"),
         ("--test-images", arguments.test_images, "val"),
     )
     for option, count, split in asked:
-        if count is not None and count > (there := source.count("train" if split == "train" else "val")):
+        if count is not None and count > (there := source.count(split)):
             raise DataError(
                 f"{option} {count}: {count} images asked for, {there} there are in {split} of "
                 f"{source.root or source.name}: ask for 1 to {there}"

@@ -271,7 +271,9 @@ def check_readable(source: Source, files: Sequence[File]) -> None:
     if source.root is None:
         return
     root = source.root
-    stamp = "".join(f"{root / str(file)} {file.size} {_time(root / file.path)}\n" for file in files)
+    stamp = "".join(
+        f"{root / str(file)} {file.size} {(root / file.path).stat().st_mtime_ns}\n" for file in files
+    )
     passed = cache_folder() / "checked" / hashlib.sha256(stamp.encode()).hexdigest()
     if passed.exists():
         return
@@ -286,10 +288,6 @@ def check_readable(source: Source, files: Sequence[File]) -> None:
         )
     with suppress(OSError):  # a read-only home costs only the time of checking again
         write_text(passed, f"{len(files)} images of {root} were decoded without error\n")
-
-
-def _time(path: Path) -> int:
-    return path.stat().st_mtime_ns
 
 
 def _problem(root: Path, file: File) -> str | None:
