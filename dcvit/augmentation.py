@@ -26,7 +26,7 @@ def training_transform(recipe: Recipe) -> Transform:
         scale=augmentation.crop_scale,
         ratio=augmentation.crop_ratio,
         hflip=augmentation.flip,
-        color_jitter=None,  # with RandAugment timm drops the official 0.3 or 0.4 anyway
+        color_jitter=augmentation.color_jitter,
         auto_augment=augmentation.randaugment,
         interpolation="bicubic",
         re_prob=0.0,

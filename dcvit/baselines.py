@@ -22,6 +22,7 @@ from typing import Any
 from dcvit.recipe import (
     AlphaRule,
     Augmentation,
+    DifficultyProbe,
     DynamicAlpha,
     PatchErasing,
     Periods,
@@ -42,7 +43,12 @@ DEIT_T = Recipe(
     augmentation=Augmentation(repeats=3),
 )
 DEIT_S = replace(DEIT_T, backbone=VisionTransformer(width=384, heads=6))
-DEIT_B = replace(DEIT_T, backbone=VisionTransformer(width=768, heads=12), groups=16)  # 16 GPUs x 64
+DEIT_B = replace(
+    DEIT_T,
+    backbone=VisionTransformer(width=768, heads=12),
+    groups=16,  # 16 GPUs x 64
+    difficulty_probe=DifficultyProbe(patch_size=16),  # Fig. 9
+)
 
 SWIN_T = Recipe(
     backbone=SwinTransformer(width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)),
@@ -62,6 +68,7 @@ SWIN_B = replace(
     backbone=SwinTransformer(width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32)),
     groups=16,  # 8 GPUs x 64 x 2 accumulation steps
     drop_path=0.5,
+    difficulty_probe=DifficultyProbe(patch_size=4),  # Fig. 9
 )
 
 # Not official: the paper says timm, DeiT-like settings and a baseline of its own, no more.
@@ -107,6 +114,7 @@ def _at_384(pretrained: Recipe, **changes: Any) -> Recipe:
         epochs=30,
         weight_decay=1e-8,
         periods=Periods(0.0, 0.0),
+        difficulty_probe=None,
         **changes,
     )
 

@@ -49,9 +49,13 @@ def build(recipe: Recipe) -> nn.Module:
                 num_classes=recipe.classes,
                 drop_path_rate=recipe.drop_path,
             )
-        case ResNet(depths=depths):
+        case ResNet(depths=depths, width=width):
             return TimmResNet(
-                Bottleneck, layers=depths, num_classes=recipe.classes, drop_path_rate=recipe.drop_path
+                Bottleneck,
+                layers=depths,
+                channels=tuple(width << stage for stage in range(len(depths))),
+                num_classes=recipe.classes,
+                drop_path_rate=recipe.drop_path,
             )
 
 

@@ -66,9 +66,10 @@ class SwinTransformer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResNet:
-    """A bottleneck ResNet; the default is ResNet-50."""
+    """A bottleneck ResNet; the default is ResNet-50. Width is that of the first stage and doubles at every next one."""
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 64
 
 
 Backbone = VisionTransformer | SwinTransformer | ResNet
@@ -205,7 +206,26 @@ class Augmentation:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
     flip: float = 0.5  # probability
     randaugment: str | None = "rand-m9-mstd0.5-inc1"  # with it, timm ignores every colour jitter
+    color_jitter: float | None = None  # strength of brightness, contrast and saturation, without RandAugment
     repeats: int = 1  # views of one image in an epoch (repeated augmentation)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DifficultyProbe:
+    """A look, at the end of some epochs, at training images that only an erasing has touched (Fig. 9).
+
+    The model is in evaluation mode and the images are a fixed sample, cropped as for testing: clean,
+    with the recipe's default RandomErasing, and with PatchErasing. Training is not affected.
+    """
+
+    patch_size: int  # pixels, of PatchErasing
+    mu: float = 0.3  # A.2
+    images: int = 2048  # taken from the classes in turn; all where there are fewer (chosen here)
+    times: int = 10  # equally spaced, the last after the last epoch (chosen here)
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.mu <= 1, self, "mu, the largest share of patches erased, in [0, 1]")
+        _require(self.images >= 1 and self.times >= 1, self, "at least one image and one time")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,6 +264,7 @@ class Recipe:
     periods: Periods = Periods()
     easy_above: float = 0.8
     hard_below: float = 0.3
+    difficulty_probe: DifficultyProbe | None = None
 
     test_crop: float = 0.875  # the centre crop's share of the resized image's side
     test_squash: bool = False  # True: resized to a square whatever its shape, nothing cropped
@@ -269,6 +290,8 @@ class Recipe:
         for erasing in (self.erasing, self.exploration_erasing):
             if isinstance(erasing, PatchErasing):
                 self._require_tiles("PatchErasing", erasing.patch_size)
+        if self.difficulty_probe is not None:
+            self._require_tiles("DifficultyProbe", self.difficulty_probe.patch_size)
         match self.backbone:
             case VisionTransformer(patch_size=patch_size):
                 self._require_tiles("VisionTransformer", patch_size)

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from dcvit.recipe import (
     Backbone,
+    DifficultyProbe,
     Erasing,
     PatchErasing,
     Recipe,
@@ -58,6 +59,7 @@ def small(recipe: Recipe) -> Recipe:
         schedule=_with_rates(recipe.schedule, batch=batch, factor=recipe.batch / batch),
         erasing=_finer(recipe.erasing, by=2),
         exploration_erasing=_finer(recipe.exploration_erasing, by=2),
+        difficulty_probe=_finer_probe(recipe.difficulty_probe, by=2),
     )
 
 
@@ -96,6 +98,7 @@ def smoke(recipe: Recipe) -> Recipe:
         ),
         erasing=_finer(recipe.erasing, by=by),
         exploration_erasing=_finer(recipe.exploration_erasing, by=by),
+        difficulty_probe=_finer_probe(recipe.difficulty_probe, by=by, images=256, times=5),
     )
 
 
@@ -143,6 +146,10 @@ def _finer(erasing: Erasing, *, by: int) -> Erasing:
     return erasing
 
 
+def _finer_probe(probe: DifficultyProbe | None, *, by: int, **changes: int) -> DifficultyProbe | None:
+    return probe and replace(probe, patch_size=probe.patch_size // by, **changes)
+
+
 def _small_backbone(backbone: Backbone) -> Backbone:
     match backbone:
         case VisionTransformer(width=width):
@@ -167,7 +174,7 @@ def _smoke_backbone(backbone: Backbone) -> Backbone:
                 window=_twin_window(window),
             )
         case ResNet():
-            return ResNet(depths=(1, 1, 1, 1))
+            return ResNet(depths=(1, 1, 1, 1), width=16)
 
 
 def _twin_window(window: int) -> int:

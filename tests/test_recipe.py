@@ -13,6 +13,7 @@ from dcvit import baselines
 from dcvit.baselines import deit_at_384, swin_at_384
 from dcvit.recipe import (
     Augmentation,
+    DifficultyProbe,
     DynamicAlpha,
     FixedAlpha,
     NoErasing,
@@ -44,10 +45,11 @@ OFFICIAL = {
     "ResNet-50": baselines.RESNET_50,
 }
 OURS = replace(
-    deit_at_384(replace(DEIT_T, alpha=DynamicAlpha())),
+    deit_at_384(replace(DEIT_T, alpha=DynamicAlpha(), difficulty_probe=DifficultyProbe(patch_size=16))),
     erasing=RandomErasing(),
     exploration_erasing=PatchErasing(patch_size=16),
     ema_decay=0.99,
+    difficulty_probe=DifficultyProbe(patch_size=16),
 )
 
 # --- what names a run ----------------------------------------------------------------------
@@ -82,6 +84,7 @@ OTHER = {  # another valid value of every field, of the kind it has in OURS
     "periods": Periods(),
     "easy_above": 0.9,
     "hard_below": 0.2,
+    "difficulty_probe": DifficultyProbe(patch_size=32),
     "test_crop": 1.0,
     "test_squash": True,
 }
@@ -217,7 +220,15 @@ def test_differences_reach_the_run_it_starts_from():
     [
         OURS,
         *(OURS.backbone, OURS.alpha, OURS.erasing, OURS.exploration_erasing, OURS.schedule),
-        *(OURS.augmentation, OURS.periods, baselines.SWIN_T.backbone, ResNet(), StaticAlpha(), StagedAlpha()),
+        *(
+            OURS.augmentation,
+            OURS.periods,
+            OURS.difficulty_probe,
+            baselines.SWIN_T.backbone,
+            ResNet(),
+            StaticAlpha(),
+            StagedAlpha(),
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )

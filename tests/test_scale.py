@@ -147,7 +147,7 @@ def test_smoke_changes_what_it_says_and_nothing_else(recipe):
     changed = {name.removeprefix("pretrained.").split(".")[0] for name in changed if name != "backbone"}
     assert changed <= {
         *("backbone", "resolution", "classes", "images", "epochs", "batch", "schedule", "augmentation"),
-        *("erasing", "exploration_erasing", "train_images"),
+        *("erasing", "exploration_erasing", "train_images", "difficulty_probe"),
     }
 
 
