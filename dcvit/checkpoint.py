@@ -3,19 +3,21 @@
 from collections.abc import Mapping
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 import torch
 from torch import Tensor
 
+from dcvit import pausing
 from dcvit.files import write_atomically
+from dcvit.pausing import Course, UnusableState
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Writes named tensors in one move; returns the file's sha256."""
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = save(on_cpu)  # safetensors' own writer hides what the disk said
+    content = _as_bytes(tensors)
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
     return hashlib.sha256(content).hexdigest()
 
@@ -28,6 +30,39 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} can't be read as safetensors: {error}") from error
 
 
+def save_state(folder: Path, tensors: Mapping[str, Tensor], course: Course) -> Path:
+    """Saves what a run needs to go on to the bit, in one move, in the place of what it saved before."""
+    content = _as_bytes(tensors, header=pausing.header_of(course))
+    path = pausing.path_of(folder, content)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    pausing.forget(folder, but=path)
+    return path
+
+
+def load_state(path: Path, maker: dict[str, Any]) -> tuple[dict[str, Tensor], Course]:
+    """What `save_state` saved, on the CPU. UnusableState if it is damaged or of another maker."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UnusableState(f"{path} can't be read ({error.strerror or error})") from error
+    if path != pausing.path_of(path.parent, content):
+        raise UnusableState(f"{path} is damaged: its checksum is not the one in its name")
+    course = pausing.read_course(path)
+    pausing.require_same(maker, course, path)
+    return load(content), course
+
+
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A copy that later updates do not reach, where the tensors are."""
     return {name: torch.clone(tensor.detach()) for name, tensor in tensors.items()}
+
+
+def starting_with(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+
+
+def _as_bytes(tensors: Mapping[str, Tensor], *, header: dict[str, str] | None = None) -> bytes:
+    """A safetensors file; safetensors' own writer hides what the disk said."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(on_cpu, metadata=header)

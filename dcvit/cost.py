@@ -1,4 +1,8 @@
-"""What a run will cost, by arithmetic. Estimates, and printed as such. No torch."""
+"""What a run will cost, by arithmetic and by what others took. Estimates, and printed as such. No torch."""
+
+from collections.abc import Iterable
+from statistics import median
+from typing import NamedTuple
 
 from dcvit.recipe import Backbone, Recipe, ResNet, SwinTransformer, VisionTransformer
 
@@ -21,8 +25,8 @@ def multiply_adds(backbone: Backbone, resolution: int) -> float:
                 tokens, wide = (resolution // patch_size >> stage) ** 2, width << stage
                 total += depth * tokens * (12 * wide**2 + 2 * window**2 * wide)
             return total
-        case ResNet(depths=depths):
-            return RESNET_50_MACS * (resolution / 224) ** 2 * sum(depths) / 16
+        case ResNet(depths=depths, width=width):
+            return RESNET_50_MACS * (resolution / 224) ** 2 * sum(depths) / 16 * (width / 64) ** 2
 
 
 def estimated_seconds(recipe: Recipe, *, images: int, gpu: bool, cores: int) -> float:
@@ -32,3 +36,36 @@ def estimated_seconds(recipe: Recipe, *, images: int, gpu: bool, cores: int) -> 
     if gpu:
         return max(flops / GPU_FLOPS, samples / (CORE_DECODES * cores))
     return flops / CORE_FLOPS + samples / recipe.batch * CORE_UPDATE
+
+
+class Took(NamedTuple):
+    """What a finished run took."""
+
+    recipe: Recipe
+    images: int  # of training
+    gpu: bool
+    seconds: float
+
+
+def calibrated_seconds(
+    recipe: Recipe, finished: Iterable[Took], *, images: int, gpu: bool, cores: int
+) -> float:
+    """Wall time of a run, by the finished ones on the same kind of device; a better estimate the more there are.
+
+    Where runs are alike (backbone, resolution, epochs, batch, number of images), the median of
+    what those took. Else the arithmetic of `estimated_seconds` times the median ratio of
+    measured to arithmetic; without any, arithmetic alone.
+    """
+    here = [took for took in finished if took.gpu == gpu]
+    alike = [took.seconds for took in here if _size(took.recipe, took.images) == _size(recipe, images)]
+    if alike:
+        return median(alike)
+    ratios = [
+        took.seconds / estimated_seconds(took.recipe, images=took.images, gpu=gpu, cores=cores)
+        for took in here
+    ]
+    return estimated_seconds(recipe, images=images, gpu=gpu, cores=cores) * median(ratios or [1.0])
+
+
+def _size(recipe: Recipe, images: int) -> tuple[Backbone, int, int, int, int]:
+    return recipe.backbone, recipe.resolution, recipe.epochs, recipe.batch, images

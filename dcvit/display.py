@@ -19,7 +19,7 @@ from rich.progress import (
     Progress as Bars,
 )
 
-from dcvit.launch import Outcome, Run, Watcher
+from dcvit.runs import Outcome, Run, Watcher
 
 if TYPE_CHECKING:
     from dcvit.training import Progress
@@ -78,7 +78,9 @@ class Display(AbstractContextManager["Display"]):
         if run in self.tasks:
             self.bars.remove_task(self.tasks.pop(run))
         self.bars.update(self.total, completed=self.done)
-        if outcome.record is None:
+        if outcome.kind in ("paused", "postponed"):
+            text = outcome.problem
+        elif outcome.record is None:
             text = f"FAILED: {outcome.problem}"
         else:
             record = outcome.record

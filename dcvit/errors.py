@@ -10,6 +10,8 @@ RUN_FAILED = 1
 USAGE = 2
 DATA_OR_ENVIRONMENT = 3
 DIVERGED = 4
+NOT_REPRODUCED = 5
+RESUMABLE = 75  # the state is saved: start me again
 
 
 class DataError(ValueError):
@@ -30,3 +32,7 @@ def unwritable(folder: Path, error: OSError) -> EnvironmentProblem:
 
 class Diverged(ArithmeticError):
     """The loss or the gradient of a step was not finite; the state before that step was kept."""
+
+
+class Paused(Exception):
+    """The time was up before the end of a run; its state was saved, and the same call goes on from there."""

@@ -1,15 +1,19 @@
 """Accuracy on the test images."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dcvit.batch import normalise
+from dcvit.datasets import Pictures
 from dcvit.devices import Precision, autocast
-from dcvit.loading import Batch
+from dcvit.loading import Batch, evaluation_batches
 from dcvit.metrics import hits, percent
+from dcvit.recipe import Recipe
+
+HELD_BYTES = 256 << 20  # sets up to here are resized once and held
 
 
 class Accuracy(NamedTuple):
@@ -18,6 +22,18 @@ class Accuracy(NamedTuple):
     top1: float
     top5: float
     correct: Tensor  # bool (N,), on the CPU
+
+
+class StillImages:
+    """Images cropped as for testing, time and again; resized once where they fit into memory."""
+
+    def __init__(self, images: Pictures, recipe: Recipe, *, workers: int, device: torch.device) -> None:
+        self._make = lambda: evaluation_batches(images, recipe, workers=workers, pinned=device.type == "cuda")
+        small = len(images) * 3 * recipe.resolution**2 <= HELD_BYTES
+        self._held = [tuple(part.to(device) for part in batch) for batch in self._make()] if small else None
+
+    def batches(self) -> Iterator[Batch]:
+        return iter(self._held) if self._held is not None else self._make()
 
 
 @torch.inference_mode()

@@ -3,138 +3,97 @@
 A run that fails is an outcome like any other and does not stop the rest. Processes are
 plain ones that are told one run at a time over a pipe, so a process that dies (killed for
 memory, say) costs the run it was at and no other.
+
+With a deadline nothing is started that would not end before it, and what is running then is
+paused: its state is saved, and the next call goes on.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import errno
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 import signal
+from time import time
 import traceback
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from dcvit import ledger
 from dcvit.cost import multiply_adds
-from dcvit.errors import DataError, Diverged, EnvironmentProblem, unwritable
+from dcvit.errors import DataError, Diverged, EnvironmentProblem, Paused, unwritable
 from dcvit.files import write_text
-from dcvit.recipe import Recipe, run_id
-from dcvit.sources import Source
+from dcvit.runs import Estimate, Outcome, Place, Run, Watcher, course_of
 
 if TYPE_CHECKING:
     from dcvit.training import Progress
 
+CAUTION = 1.1  # times an estimate must fit before the deadline
 HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the next run would fail alike
 
 
-@dataclass(frozen=True)
-class Run:
-    """A recipe and a seed."""
-
-    recipe: Recipe
-    seed: int
-
-    @property
-    def id(self) -> str:
-        return run_id(self.recipe, self.seed)
-
-    @property
-    def before(self) -> "Run | None":
-        """The run whose weights this one starts from."""
-        return None if self.recipe.pretrained is None else Run(self.recipe.pretrained, self.seed)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: with a record, or with a problem."""
-
-    record: ledger.Record | None = None
-    problem: str = ""
-    kind: Literal["", "failed", "diverged", "environment"] = ""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where runs find their images and leave their records, and on what they run."""
-
-    source: Source
-    out: Path
-    device: str | None  # None: a GPU if there is one
-    workers: int  # loading processes of a run
-
-
-@dataclass(frozen=True)
-class Watcher:
-    """Who is told what happens."""
-
-    progress: Callable[[Run, "Progress"], None] = lambda run, progress: None
-    ended: Callable[[Run, Outcome], None] = lambda run, outcome: None
-
-
-def all_runs(recipes: Iterable[Recipe], seeds: Sequence[int]) -> list[Run]:
-    """Every run that the recipes need, once, those that others start from first."""
-    runs: dict[Run, None] = {}
-    for recipe in recipes:
-        for seed in seeds:
-            run: Run | None = Run(recipe, seed)
-            chain = []
-            while run is not None:
-                chain.append(run)
-                run = run.before
-            runs.update(dict.fromkeys(reversed(chain)))
-    return list(runs)
-
-
-def finished(runs: Sequence[Run], place: Place) -> tuple[dict[Run, ledger.Record], dict[Run, str]]:
-    """Records of the runs that have one, and why those that have an unusable one can't use it."""
-    records, unusable = {}, {}
-    for run in runs:
-        try:
-            record = ledger.find(place.out, run.recipe, run.seed, place.source.fingerprint)
-        except ledger.UnusableRecord as error:
-            unusable[run] = str(error)
-        else:
-            if record is not None:
-                records[run] = record
-    for base in {run.before for run in runs if run not in records and run.before in records}:
-        try:  # others will start from its weights
-            ledger.checked_weights(place.out, base.recipe, base.seed, place.source.fingerprint)
-        except ledger.UnusableRecord as error:
-            del records[base]
-            unusable[base] = str(error)
-    return records, unusable
-
-
-def make_all(runs: Sequence[Run], place: Place, *, jobs: int, watcher: Watcher) -> dict[Run, Outcome]:
+def make_all(
+    runs: Sequence[Run],
+    place: Place,
+    *,
+    jobs: int,
+    watcher: Watcher,
+    estimate: Estimate = lambda run, made: 0.0,
+) -> dict[Run, Outcome]:
     """Trains all of `runs`, up to `jobs` side by side; none of them may have a record yet.
 
     A run starts after the one whose weights it needs; if that one has no record, it is not
     started. After a problem of the machine (a full disk) nothing new is started.
+
+    Where there is a deadline, a run starts only if it would end before it: by `estimate`, which
+    gives the seconds of a whole run, or, for a paused run, at the pace it had. A paused run of
+    which more is left than a whole call has time for goes on all the same, else it never ended.
     """
     asked, waiting = set(runs), sorted(runs, key=_longest_first)
     outcomes: dict[Run, Outcome] = {}
+    called = time()
 
-    def why_not(run: Run) -> str:
-        """What keeps a run from ever being started now, if anything."""
-        hopeless = next(
-            (outcome.problem for outcome in outcomes.values() if outcome.kind == "environment"), ""
+    def why_never(run: Run) -> Outcome | None:
+        """What keeps a run from ever being started in this call, if anything."""
+        for outcome in outcomes.values():
+            if outcome.kind == "environment":
+                return Outcome(problem=f"not started: {outcome.problem}", kind="failed")
+        if run.before not in outcomes or outcomes[run.before].record is not None:
+            return None
+        later = outcomes[run.before].kind in ("paused", "postponed")
+        why = (
+            f"run {run.before.id}, whose weights it needs, {'is not finished' if later else 'has no record'}"
         )
-        if not hopeless and run.before in outcomes and outcomes[run.before].record is None:
-            return f"run {run.before.id}, whose weights it needs, has no record"
-        return hopeless
+        return Outcome(problem=f"not started: {why}", kind="postponed" if later else "failed")
+
+    def seconds_to_end(run: Run) -> float:
+        made = {done: outcome.record for done, outcome in outcomes.items() if outcome.record is not None}
+        course = course_of(run, place)
+        return CAUTION * (estimate(run, made) if course is None else course.seconds_left)
+
+    def in_time(run: Run) -> bool:
+        if place.deadline is None:
+            return True
+        seconds = seconds_to_end(run)
+        if called + seconds > place.deadline and course_of(run, place) is not None:
+            seconds = 0.0  # no call like this one would ever end it
+        return time() + seconds <= place.deadline
 
     def next_run() -> Run | None:
         """The longest run that can start now; runs that never can are given their outcome first."""
-        while run := next(filter(why_not, waiting), None):
-            waiting.remove(run)
-            end(run, Outcome(problem=f"not started: {why_not(run)}", kind="failed"))
+        while never := next(((run, why) for run in waiting if (why := why_never(run))), None):
+            waiting.remove(never[0])
+            end(*never)
         ready = (run for run in waiting if run.before not in asked or run.before in outcomes)
-        if run := next(ready, None):
+        if run := next(filter(in_time, ready), None):
             waiting.remove(run)
         return run
+
+    def no_time(run: Run) -> Outcome:
+        assert place.deadline is not None
+        left, needed = max(place.deadline - time(), 0.0), seconds_to_end(run)
+        why = f"it would take about {needed / 60:.1f} minutes, {left / 60:.1f} are left"
+        return Outcome(problem=f"not started: {why}", kind="postponed")
 
     def end(run: Run, outcome: Outcome) -> None:
         outcomes[run] = outcome
@@ -145,6 +104,9 @@ def make_all(runs: Sequence[Run], place: Place, *, jobs: int, watcher: Watcher) 
             end(run, execute(run, place, partial(watcher.progress, run)))
     else:
         _side_by_side(next_run, end, place, jobs=jobs, watcher=watcher)
+    while run := next((run for run in waiting if run.before not in waiting), None):
+        waiting.remove(run)
+        end(run, why_never(run) or no_time(run))
     return outcomes
 
 
@@ -162,7 +124,7 @@ def execute(run: Run, place: Place, observe: Callable[["Progress"], None]) -> Ou
     from dcvit.devices import resolve
     from dcvit.training import fit
 
-    folder = ledger.folder_of(place.out, run.recipe, run.seed, place.source.fingerprint)
+    folder = place.folder_of(run)
     threads = torch.get_num_threads()
     try:
         for stale in ("error.txt", "diverged.safetensors"):  # of an earlier try
@@ -172,9 +134,18 @@ def execute(run: Run, place: Place, observe: Callable[["Progress"], None]) -> Ou
             # the bits of a result depend on the number of threads, and small networks gain nothing by more
             torch.set_num_threads(1)
         record = fit(
-            run.recipe, run.seed, place.source, place.out, device, workers=place.workers, observe=observe
+            run.recipe,
+            run.seed,
+            place.source,
+            place.out,
+            device,
+            workers=place.workers,
+            observe=observe,
+            deadline=place.deadline,
         )
         return Outcome(record=record)
+    except Paused as error:
+        return Outcome(problem=str(error), kind="paused")
     except Diverged as error:
         return Outcome(problem=f"diverged: {error}", kind="diverged")
     except (DataError, EnvironmentProblem) as error:

@@ -44,14 +44,16 @@ def epoch_order(images: int, recipe: Recipe, *, seed: int, epoch: int) -> tuple[
 
 
 def training_batches(
-    pictures: Pictures, recipe: Recipe, *, seed: int, workers: int = 0, pinned: bool = False
+    pictures: Pictures, recipe: Recipe, *, seed: int, start: int = 0, workers: int = 0, pinned: bool = False
 ) -> Iterator[Batch]:
-    """All batches of a run, epoch after epoch."""
+    """All batches of a run from update number `start` on, epoch after epoch."""
 
     def keys() -> Iterator[list[tuple[int, int, int]]]:
-        for epoch in range(recipe.epochs):
+        updates = updates_per_epoch(len(pictures), recipe)
+        for epoch in range(start // updates, recipe.epochs):
             image_SB, view_SB = epoch_order(len(pictures), recipe, seed=seed, epoch=epoch)
-            for images, views in zip(image_SB.tolist(), view_SB.tolist(), strict=True):
+            first = max(start - epoch * updates, 0)
+            for images, views in zip(image_SB[first:].tolist(), view_SB[first:].tolist(), strict=True):
                 yield [(epoch, image, view) for image, view in zip(images, views, strict=True)]
 
     yield from _loader(_Views(pictures, recipe, seed), list_of_keys=keys(), workers=workers, pinned=pinned)

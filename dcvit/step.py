@@ -7,15 +7,15 @@ gradient is not finite is masked on the device, and so is every one after it, so
 is the one before it when somebody looks.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dcvit.batch import mixed_batch
-from dcvit.checkpoint import copied
+from dcvit.checkpoint import copied, starting_with
 from dcvit.devices import Precision, autocast, prepare
 from dcvit.difficulty import HISTOGRAM_BINS, count_by_difficulty, dynamic_alpha, top_score_histogram
 from dcvit.loading import Batch
@@ -121,6 +121,48 @@ def begin_state(
         first_bad=torch.full((), NEVER, device=device),
         norms=torch.zeros(2 * READ_EVERY, device=device),
     )
+
+
+def tensors_of(state: State) -> dict[str, Tensor]:
+    """What decides about all updates to come, by name: weights, their average, the optimiser's moments, alpha."""
+    moments = {
+        f"optimizer.{number}.{name}": value
+        for number, moment in state.optimizer.state_dict()["state"].items()
+        for name, value in moment.items()
+    }
+    return {
+        **{f"model.{name}": value for name, value in state.model.state_dict().items()},
+        **{f"ema.{name}": value for name, value in state.ema.items()},
+        **moments,
+        "alpha": state.alpha,
+    }
+
+
+def measures_of(state: State) -> dict[str, Tensor]:
+    """What has been measured so far and decides about nothing: the last norms, and the sums of this epoch."""
+    sums = {f"tally.{each.name}": getattr(state.tally, each.name) for each in fields(Tally)}
+    return {"norms": state.norms, **{name: torch.as_tensor(value) for name, value in sums.items()}}
+
+
+def put_back(state: State, tensors: Mapping[str, Tensor]) -> None:
+    """Makes a state that has just begun the one whose `tensors_of` and `measures_of` these are.
+
+    `first_bad` is not among them: a state in which it says anything is never gone on from.
+    """
+    device = state.device
+    state.model.load_state_dict(starting_with("model.", tensors))
+    for name, value in starting_with("ema.", tensors).items():
+        state.ema[name].copy_(value)
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in starting_with("optimizer.", tensors).items():
+        number, _, moment = name.partition(".")
+        moments.setdefault(int(number), {})[moment] = torch.clone(value)
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    state.alpha = tensors["alpha"].to(device)
+    state.norms.copy_(tensors["norms"])
+    sums = {name: value.to(device) for name, value in starting_with("tally.", tensors).items()}
+    state.tally = Tally(**{**sums, "updates": int(sums["updates"])})
 
 
 def train_step(

@@ -1,18 +1,24 @@
-"""Which runs are made, in which order, and what a failing one costs the others."""
+"""Which runs are made, in which order, what a failing one costs the others, and what there is time for."""
 
 from dataclasses import replace
 import errno
 import multiprocessing
 import os
+from threading import Timer
+import time
 
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
 from dcvit import launch, ledger
-from dcvit.errors import DataError, Diverged, EnvironmentProblem
-from dcvit.launch import Outcome, Place, Run, Watcher, all_runs, finished, make_all
+from dcvit.checkpoint import save_state
+from dcvit.display import Display
+from dcvit.errors import DataError, Diverged, EnvironmentProblem, Paused
+from dcvit.launch import make_all
+from dcvit.pausing import Course
 from dcvit.recipe import FixedAlpha
+from dcvit.runs import Outcome, Place, Run, Watcher, all_runs, course_of, finished
 from dcvit.sources import from_folder
 from tests.helpers import image_folder, pretend, tiny, with_lethal_file, without_times
 
@@ -148,6 +154,7 @@ def test_the_watcher_hears_of_every_end(place, monkeypatch):
         (OSError(errno.ENOSPC, "No space left on device"), "environment", "No space left on device"),
         (OSError(errno.ENOENT, "No such file"), "failed", "No such file"),
         (ValueError("first line\nsecond line"), "failed", "ValueError: first line (see "),
+        (Paused("paused after 3 of 9 updates"), "paused", "paused after 3 of 9 updates"),
         (KeyError(), "failed", "KeyError: "),
         (MemoryError(), "failed", "MemoryError"),
     ],
@@ -184,6 +191,196 @@ def test_finished_runs_are_found_and_unusable_ones_say_why(place):
     assert records.keys() == {Run(B, 0)}
     assert unusable.keys() == {Run(A, 0)}
     assert unusable[Run(A, 0)].startswith(f"{path} is cut off or damaged")
+
+
+# --- a deadline, with a made-up clock ------------------------------------------------------
+
+
+class Clock:
+    """Time that passes only while a run is made."""
+
+    def __init__(self, monkeypatch, place, lasts, ends=None):
+        self.now, self.lasts, self.ends, self.started = 0.0, lasts, ends or {}, []
+        self.place = place
+        monkeypatch.setattr(launch, "time", lambda: self.now)
+        monkeypatch.setattr(launch, "execute", self.execute)
+
+    def execute(self, run, place, observe):
+        assert place == self.place, "a run must be told the deadline"
+        self.started.append(run)
+        self.now += self.lasts[run]
+        return self.ends.get(run, Outcome(record=object()))
+
+    def make(self, runs, estimate=None):
+        estimate = estimate or (lambda run, made: self.lasts[run])
+        return make_all(runs, self.place, jobs=1, watcher=Watcher(), estimate=estimate)
+
+
+def until(place, deadline):
+    return replace(place, deadline=deadline)
+
+
+NEEDS_10 = [(9.9, False), (10.9, False), (11.1, True), (1e9, True)]
+
+
+@pytest.mark.parametrize(("deadline", "starts"), NEEDS_10)
+def test_a_run_starts_only_if_it_would_end_in_time_with_some_to_spare(deadline, starts, place, monkeypatch):
+    run = Run(A, 0)
+    clock = Clock(monkeypatch, until(place, deadline), {run: 10.0})
+    (outcome,) = clock.make([run]).values()
+    assert clock.started == [run] * starts
+    assert outcome.kind == ("" if starts else "postponed")
+
+
+def test_what_is_postponed_says_how_much_time_is_needed_and_left(place, monkeypatch):
+    run = Run(A, 0)
+    clock = Clock(monkeypatch, until(place, 90.0), {run: 600.0})
+    assert clock.make([run])[run] == Outcome(
+        problem="not started: it would take about 11.0 minutes, 1.5 are left", kind="postponed"
+    )
+
+
+def test_a_shorter_run_takes_the_time_that_a_longer_one_has_not(place, monkeypatch):
+    runs = [Run(replace(A, epochs=epochs), 0) for epochs in (9, 8, 7)]
+    clock = Clock(monkeypatch, until(place, 100.0), dict(zip(runs, (200.0, 60.0, 30.0), strict=True)))
+    outcomes = clock.make(runs)
+    assert clock.started == runs[1:]
+    assert [outcomes[run].kind for run in runs] == ["postponed", "", ""]
+
+
+def test_after_the_deadline_nothing_starts_even_if_nobody_knows_how_long_it_takes(place, monkeypatch):
+    runs = all_runs([A, B, C], (0,))
+    clock = Clock(monkeypatch, until(place, 15.0), dict.fromkeys(runs, 10.0))
+    outcomes = make_all(runs, clock.place, jobs=1, watcher=Watcher())
+    assert len(clock.started) == 2
+    assert sorted(outcome.kind for outcome in outcomes.values()) == ["", "", "postponed"]
+
+
+def test_without_a_deadline_no_estimate_is_asked_for(place, monkeypatch):
+    runs = all_runs([A, B], (0,))
+    clock = Clock(monkeypatch, place, dict.fromkeys(runs, 1e9))
+
+    def never(run, made):
+        raise AssertionError
+
+    assert [outcome.kind for outcome in clock.make(runs, never).values()] == ["", ""]
+
+
+def test_estimates_hear_of_the_runs_that_were_finished_meanwhile(place, monkeypatch):
+    """The first looks ten times too long; what it took shows that the others fit."""
+    runs = [Run(replace(A, epochs=epochs), 0) for epochs in (9, 8, 7)]
+    clock = Clock(monkeypatch, until(place, 100.0), dict.fromkeys(runs, 5.0))
+    outcomes = clock.make(
+        runs, lambda run, made: 5.0 if made else {9: 500.0, 8: 80.0, 7: 500.0}[run.recipe.epochs]
+    )
+    assert clock.started == [runs[1], runs[0], runs[2]]
+    assert {outcome.kind for outcome in outcomes.values()} == {""}
+
+
+@pytest.mark.parametrize("first", ["paused", "postponed"])
+@pytest.mark.parametrize("epochs", [1, 1000])
+def test_what_needs_a_run_that_is_not_finished_is_postponed_to_the_end_of_the_chain(
+    first, epochs, place, monkeypatch
+):
+    runs = all_runs([tiny(pretrained=AFTER_A, epochs=epochs), B], (0,))
+    lasts = {**dict.fromkeys(runs, 1.0), runs[0]: 1.0 if first == "paused" else 1e9}
+    ends = {runs[0]: Outcome(problem="paused after 3 of 9 updates", kind="paused")}
+    clock = Clock(monkeypatch, until(place, 100.0), lasts, ends)
+    outcomes = clock.make(runs)
+    assert [outcomes[run].kind for run in runs] == [first, "postponed", "postponed", ""]
+    for run in runs[1:3]:
+        assert outcomes[run].problem == (
+            f"not started: run {run.before.id}, whose weights it needs, is not finished"
+        )
+    assert set(clock.started) == ({runs[0], runs[3]} if first == "paused" else {runs[3]})
+
+
+def test_a_full_disk_is_a_failure_and_no_lack_of_time(place, monkeypatch):
+    runs = all_runs([A, B], (0,))
+    full = Outcome(problem="the disk is full", kind="environment")
+    clock = Clock(monkeypatch, until(place, 100.0), dict.fromkeys(runs, 1.0), dict.fromkeys(runs, full))
+    assert sorted(outcome.kind for outcome in clock.make(runs).values()) == ["environment", "failed"]
+
+
+def save_course(place, run, *, update, updates, seconds):
+    course = Course(
+        maker={},
+        update=update,
+        updates=updates,
+        evolution=[],
+        best={},
+        started="",
+        seconds=seconds,
+        epoch_seconds=0.0,
+    )
+    return save_state(place.folder_of(run), {}, course)
+
+
+@pytest.mark.parametrize(("deadline", "starts"), [(5.0, False), (6.5, False), (6.7, True), (30.0, True)])
+def test_of_a_paused_run_the_rest_must_fit(deadline, starts, place, monkeypatch):
+    """70 of 100 updates took 14 s, so 6 s are left, 6.6 with caution; the estimate of the whole is far off.
+
+    Another run has had its time before, or the rest would be more than there is time for in any call.
+    """
+    paused, before = Run(A, 0), Run(replace(A, epochs=99), 0)
+    save_course(place, paused, update=70, updates=100, seconds=14.0)
+    clock = Clock(monkeypatch, until(place, 50.0 + deadline), {before: 50.0, paused: 6.0})
+    outcomes = clock.make([paused, before], lambda run, made: 0.0 if run == before else 1e9)
+    assert clock.started == [before, paused][: 1 + starts]
+    assert outcomes[paused].kind == ("" if starts else "postponed")
+
+
+def test_a_paused_run_that_no_call_has_time_for_goes_on_all_the_same(place, monkeypatch):
+    paused, fresh = Run(A, 0), Run(B, 0)
+    save_course(place, paused, update=1, updates=1000, seconds=1.0)
+    ends = {paused: Outcome(problem="paused", kind="paused")}
+    clock = Clock(monkeypatch, until(place, 60.0), {paused: 60.5, fresh: 1e9}, ends)
+    outcomes = clock.make([paused, fresh])
+    assert clock.started == [paused]
+    assert [outcomes[run].kind for run in (paused, fresh)] == ["paused", "postponed"]
+
+
+def test_a_state_that_tells_nothing_counts_as_none(place, monkeypatch):
+    run = Run(A, 0)
+    save_course(place, run, update=99, updates=100, seconds=1.0).write_bytes(b"torn")
+    assert course_of(run, place) is None
+    clock = Clock(monkeypatch, until(place, 10.0), {run: 20.0})
+    assert clock.make([run])[run].kind == "postponed"
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("paused", "why"), ("postponed", "why"), ("failed", "FAILED: why"), ("diverged", "FAILED: why")],
+)
+def test_a_lack_of_time_is_not_shown_as_a_failure(kind, told, capsys):
+    with Display({Run(A, 0): "a run"}) as display:
+        display.watcher.ended(Run(A, 0), Outcome(problem="why", kind=kind))
+    assert capsys.readouterr().out.startswith(f"[1/1] a run: {told}\n")
+
+
+@given(
+    lasts=st.lists(st.integers(1, 100), min_size=6, max_size=6),
+    guesses=st.lists(st.integers(1, 100), min_size=6, max_size=6),
+    deadline=st.integers(0, 400),
+)
+def test_every_run_is_made_exactly_if_its_estimate_fits_when_its_turn_comes(lasts, guesses, deadline, source):
+    runs = all_runs([A, B, C, AFTER_THAT, tiny(epochs=3)], (0,))
+    took, guess = dict(zip(runs, lasts, strict=True)), dict(zip(runs, guesses, strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        place = Place(source, source.root / "out", "cpu", 0, float(deadline))
+        clock = Clock(patch, place, took)
+        outcomes = clock.make(runs, lambda run, made: guess[run])
+    assert outcomes.keys() == set(runs)
+    assert {run for run in runs if outcomes[run].record} == set(clock.started)
+    begun = 0
+    for run in clock.started:
+        assert begun + 1.1 * guess[run] <= deadline
+        assert run.before is None or outcomes[run.before].record
+        begun += took[run]
+    for run in set(runs) - set(clock.started):
+        assert outcomes[run].kind == "postponed"
+        waits = run.before is not None and not outcomes[run.before].record
+        assert waits or begun + 1.1 * guess[run] > deadline
 
 
 # --- processes -----------------------------------------------------------------------------
@@ -243,8 +440,69 @@ def test_a_process_that_is_killed_while_idle_costs_no_run(place, pretending):
     assert [run for run, outcome in outcomes.items() if outcome.record is None] == []
 
 
+def come_late(pipe, place):
+    """What a process does, after the deadline."""
+    time.sleep(max(0, place.deadline - time.time()))
+    launch._work(pipe, place)
+
+
+def test_runs_side_by_side_are_paused_at_their_first_look_and_go_on_to_the_bit(place, monkeypatch):
+    runs = all_runs([A, AFTER_A, B], (0,))
+    heard = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "_work", come_late)
+        first = make_all(
+            runs, until(place, time.time() + 3), jobs=2, watcher=Watcher(ended=heard.__setitem__)
+        )
+    assert first == heard
+    assert {run: outcome.kind for run, outcome in first.items()} == {
+        Run(A, 0): "paused",
+        Run(B, 0): "paused",
+        Run(AFTER_A, 0): "postponed",
+    }
+    assert first[Run(A, 0)].problem == "paused after 12 of 24 updates; its state is saved"
+    assert course_of(Run(A, 0), place).update == 12
+    assert finished(runs, place) == ({}, {})
+
+    second = make(runs, place)
+    assert {outcome.kind for outcome in second.values()} == {""}
+    assert not list(place.out.rglob("state-*"))
+    undisturbed = make(runs, replace(place, out=place.out / "undisturbed"))
+    for run in runs:
+        assert without_times(second[run].record) == without_times(undisturbed[run].record)
+
+
+def test_a_deadline_holds_side_by_side_too(place, pretending):
+    runs = all_runs([A, B, C], (0,))
+    outcomes = make_all(
+        runs,
+        until(place, time.time() + 60),
+        jobs=2,
+        watcher=Watcher(),
+        estimate=lambda run, made: 1.0 if run == Run(B, 0) else 100.0,
+    )
+    assert [outcomes[run].kind for run in runs] == ["postponed", "", "postponed"]
+
+
 def test_as_many_runs_as_jobs_are_made_at_once(place, pretending):
-    outcomes = make_all(all_runs([A, B, C], (0, 1)), place, jobs=2, watcher=Watcher())
+    """The first waits until a second one has begun; a minute, at most."""
+    runs, begun = all_runs([A, B, C], (0, 1)), []
+
+    def go():
+        for path in place.out.glob("*.wait"):
+            path.unlink()
+
+    def progress(run, process):
+        begun.append(run)
+        if len(begun) == 2:
+            go()
+
+    for run in runs:
+        (place.out / f"{run.id}.wait").touch()
+    in_the_end = Timer(60, go)
+    in_the_end.start()
+    outcomes = make_all(runs, place, jobs=2, watcher=Watcher(progress=progress))
+    in_the_end.cancel()
     assert len(outcomes) == 6
     assert max(outcome.record for outcome in outcomes.values()) == 2
 

@@ -13,7 +13,7 @@ import torch
 
 from dcvit.augmentation import global_generators_kept
 from dcvit.baselines import DEIT_T
-from dcvit.datasets import pictures
+from dcvit.datasets import Pictures, pictures
 from dcvit.errors import DataError
 from dcvit.loading import epoch_order, evaluation_batches, training_batches
 from dcvit.recipe import Augmentation
@@ -190,6 +190,31 @@ def test_batches_are_uint8_images_with_their_labels(train):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2")  # on a machine of one core
 def test_batches_are_the_same_for_any_number_of_workers(train):
     assert same(batches(train), batches(train, workers=2))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 4, 5])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2")
+def test_batches_can_begin_at_any_update(start, workers, train):
+    with global_generators_kept():
+        found = list(training_batches(train, SMOKE, seed=1, start=start, workers=workers))
+    assert len(found) == SMOKE.epochs * updates_per_epoch(50, SMOKE) - start
+    assert same(found, batches(train)[start:])
+
+
+@pytest.mark.parametrize("start", [1, 3, 4])
+def test_the_batches_before_the_beginning_are_not_made(start, train):
+    opened = []
+
+    def open_image(index):
+        opened.append(index)
+        return train.open(index)
+
+    watched = Pictures(train.labels, open_image)
+    with global_generators_kept():
+        next(training_batches(watched, SMOKE, seed=1, start=start))
+    epoch, update = divmod(start, 3)
+    assert opened == epoch_order(50, SMOKE, seed=1, epoch=epoch)[0][update].tolist()
 
 
 def test_batches_depend_on_the_seed_and_not_on_the_global_generators(train):

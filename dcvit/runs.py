@@ -1,0 +1,125 @@
+"""Which runs there are, what is known of each, and how it can end. No torch."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dcvit import ledger, pausing
+from dcvit.cost import Took, calibrated_seconds
+from dcvit.recipe import Recipe, run_id
+from dcvit.sources import Source
+
+if TYPE_CHECKING:
+    from dcvit.training import Progress
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe and a seed."""
+
+    recipe: Recipe
+    seed: int
+
+    @property
+    def id(self) -> str:
+        return run_id(self.recipe, self.seed)
+
+    @property
+    def before(self) -> "Run | None":
+        """The run whose weights this one starts from."""
+        return None if self.recipe.pretrained is None else Run(self.recipe.pretrained, self.seed)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: with a record, with a problem, or for lack of time before its end or its beginning."""
+
+    record: ledger.Record | None = None
+    problem: str = ""
+    kind: Literal["", "failed", "diverged", "environment", "paused", "postponed"] = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs find their images and leave their records, and on what they run."""
+
+    source: Source
+    out: Path
+    device: str | None  # None: a GPU if there is one
+    workers: int  # loading processes of a run
+    deadline: float | None = None  # as time.time() has it
+
+    def folder_of(self, run: Run) -> Path:
+        """Where a run's record and weights belong."""
+        return ledger.folder_of(self.out, run.recipe, run.seed, self.source.fingerprint)
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told what happens."""
+
+    progress: Callable[[Run, "Progress"], None] = lambda run, progress: None
+    ended: Callable[[Run, Outcome], None] = lambda run, outcome: None
+
+
+Estimate = Callable[[Run, Mapping[Run, ledger.Record]], float]  # by the runs that this call has finished
+
+
+def all_runs(recipes: Iterable[Recipe], seeds: Sequence[int]) -> list[Run]:
+    """Every run that the recipes need, once, those that others start from first."""
+    runs: dict[Run, None] = {}
+    for recipe in recipes:
+        for seed in seeds:
+            run: Run | None = Run(recipe, seed)
+            chain = []
+            while run is not None:
+                chain.append(run)
+                run = run.before
+            runs.update(dict.fromkeys(reversed(chain)))
+    return list(runs)
+
+
+def finished(runs: Sequence[Run], place: Place) -> tuple[dict[Run, ledger.Record], dict[Run, str]]:
+    """Records of the runs that have one, and why those that have an unusable one can't use it."""
+    records, unusable = {}, {}
+    for run in runs:
+        try:
+            record = ledger.find(place.out, run.recipe, run.seed, place.source.fingerprint)
+        except ledger.UnusableRecord as error:
+            unusable[run] = str(error)
+        else:
+            if record is not None:
+                records[run] = record
+    for base in {run.before for run in runs if run not in records and run.before in records}:
+        try:  # others will start from its weights
+            ledger.checked_weights(place.out, base.recipe, base.seed, place.source.fingerprint)
+        except ledger.UnusableRecord as error:
+            del records[base]
+            unusable[base] = str(error)
+    return records, unusable
+
+
+def estimated(run: Run, records: Mapping[Run, ledger.Record], *, images: int, gpu: bool, cores: int) -> float:
+    """Seconds that a whole run takes, by the records at hand; see `cost.calibrated_seconds`."""
+    took = [
+        Took(
+            done.recipe,
+            record.data["train_images"],
+            record.environment["device"] != "cpu",
+            record.seconds,
+        )
+        for done, record in records.items()
+    ]
+    return calibrated_seconds(run.recipe, took, images=images, gpu=gpu, cores=cores)
+
+
+def course_of(run: Run, place: Place) -> pausing.Course | None:
+    """Where a paused run is; None for one that has no readable state."""
+    path = pausing.find(place.folder_of(run))
+    if path is None:
+        return None
+    try:
+        return pausing.read_course(path)
+    except pausing.UnusableState:  # the run itself will say so
+        return None
