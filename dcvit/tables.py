@@ -1,55 +1,162 @@
-"""A table of the paper as a value, and its page: the paper's numbers beside ours. No torch.
+"""A table of the paper as a value: its cells, its claims, and what runs have made of it. No torch."""
 
-Records in, markdown and JSON out: nothing here trains, and nothing is written that no record
-or declaration holds.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, stdev
 from typing import Any
 
-from tabulate import tabulate
-
 from dcvit.ledger import Record
-from dcvit.recipe import Recipe, differences, run_id
-
-SMOKE_WARNING = (
-    "**Scale smoke: these numbers prove that the code runs. They say nothing about the paper.** "
-    "The networks are toys, the images are {images}, and a run takes seconds."
-)
+from dcvit.quantities import kind_of, value
+from dcvit.recipe import Recipe, run_id
+from dcvit.statistics import Exceeds, Question, StaysWithin
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One printed number: which run makes it, and what the paper says."""
+    """One number: which run makes it, and what the paper says, if it says anything."""
 
     row: str
     column: str
-    metric: str  # top1 or top5
+    metric: str  # a name that `dcvit.quantities` knows
     recipe: Recipe  # at paper scale
-    paper: float  # percent
+    paper: float | None = None  # None: a cell of our own
+    digits: int = 1  # that the paper prints
+    group: str = ""  # heading of the part of the table; "" is the paper's own
+
+    @property
+    def rounding(self) -> float:
+        """The step between two numbers that the paper could have printed."""
+        return float(10.0**-self.digits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A contrast of cells, sum_k c_k cell_k, and what a claim says of it."""
+
+    name: str
+    terms: tuple[tuple[float, Cell], ...]
+    question: Question
+
+    def __post_init__(self) -> None:
+        kinds = {kind_of(cell.metric).unit for _, cell in self.terms}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"{self.name}: a contrast of numbers in {' and '.join(sorted(kinds))} means nothing"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A sentence of the paper that runs can bear out or not; it holds only if each of its parts does."""
+
+    id: str
+    sentence: str  # in the paper's words
+    reading: str = ""  # how it is taken here, where that is not plain
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """One table of the paper."""
+    """One table of the paper, or (without a number) one of our own about its figures."""
 
-    number: int
+    number: int | None
     title: str
     script: str = ""  # the module of reproductions/ that makes it
     cells: tuple[Cell, ...]
-    baseline: str  # the column (or the row, if no column has this name) that gains are over
+    claims: tuple[Claim, ...] = ()
+    baseline: (
+        str  # the column (or the row, if no column has this name) that gains are over; "": there are no gains
+    )
     row_facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # row -> heading -> text
     chosen_here: tuple[str, ...]  # choices that the paper leaves open
 
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return self.script.split("_")[0] if self.number is None else f"table{self.number}"
+
+    @property
+    def heading(self) -> str:
+        """Number and title."""
+        return self.title if self.number is None else f"Table {self.number}. {self.title}"
+
     def baseline_of(self, cell: Cell) -> Cell | None:
-        """The cell that `cell` is a gain over; None for a baseline itself."""
+        """The cell that `cell` is a gain over; None for a baseline itself, and where there are no gains.
+
+        It is of the same group, or of the paper's own where that has none, and of the same kind of number.
+        """
         columns = {other.column for other in self.cells}
         place = (cell.row, self.baseline) if self.baseline in columns else (self.baseline, cell.column)
-        if place == (cell.row, cell.column):
+        if not self.baseline or place == (cell.row, cell.column):
             return None
-        return next(c for c in self.cells if (c.row, c.column, c.metric) == (*place, cell.metric))
+        there = [other for other in self.cells if (other.row, other.column) == place]
+        there = [other for other in there if _sort(other) == _sort(cell)]
+        own = [other for other in there if other.group == cell.group]
+        return next(iter(own or there), None)
+
+    def only(self, names: Sequence[str]) -> "tuple[Cell, ...]":
+        """The cells of the named rows and columns: of the rows if only rows are named, where both are, of both.
+
+        ValueError for a name that is neither; all cells for no name.
+        """
+        rows, columns = _unique(cell.row for cell in self.cells), _unique(cell.column for cell in self.cells)
+        for name in names:
+            if name not in rows and name not in columns:
+                raise ValueError(
+                    f"--only {name!r} is no row or column of {self.heading!r}; rows: {', '.join(map(repr, rows))}; "
+                    f"columns: {', '.join(map(repr, columns))}"
+                )
+        in_rows = [name for name in names if name in rows] or rows
+        in_columns = [name for name in names if name in columns] or columns
+        return tuple(cell for cell in self.cells if cell.row in in_rows and cell.column in in_columns)
+
+
+def _sort(cell: Cell) -> str:
+    """What makes two numbers comparable: top1 and top1, but not top1 and top5."""
+    return cell.metric.rsplit("/", 1)[-1]
+
+
+def _unique(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+# --- how a script declares its claims ------------------------------------------------------
+
+
+def find_cell(cells: Iterable[Cell], row: str, column: str, metric: str = "") -> Cell:
+    """The cell at a place; the first there if no metric is given. KeyError if there is none."""
+    for cell in cells:
+        if (cell.row, cell.column) == (row, column) and metric in ("", cell.metric):
+            return cell
+    raise KeyError(f"no cell {row!r}, {column!r} {metric}")
+
+
+def exceeds(name: str, *terms: tuple[float, Cell], size: float | None = None, bound: float = 0.0) -> Part:
+    """A part that claims: the contrast is above `bound`.
+
+    Its size is that of the printed numbers, where all are printed. ValueError if they do not even have the
+    claimed sign.
+    """
+    printed = [cell.paper for _, cell in terms]
+    if size is None and None not in printed:
+        size = round(sum(c * cell.paper for c, cell in terms if cell.paper is not None), 10)
+    if size is not None and size <= bound:
+        raise ValueError(f"{name}: the paper's own numbers give {size:g}, which is not above {bound:g}")
+    return Part(name=name, terms=terms, question=Exceeds(bound=bound, size=size))
+
+
+def more(name: str, larger: Cell, smaller: Cell, *, size: float | None = None) -> Part:
+    """A part that claims: one cell is above another."""
+    return exceeds(name, (1, larger), (-1, smaller), size=size)
+
+
+def stays_within(name: str, *terms: tuple[float, Cell], delta: float | None = None) -> Part:
+    """A part that claims: the contrast is 0 but for what counts as equal (the kind's delta by default)."""
+    margin = kind_of(terms[0][1].metric).delta if delta is None else delta
+    assert margin is not None, f"{name}: this kind of number has no margin of its own, give one"
+    return Part(name=name, terms=terms, question=StaysWithin(delta=margin))
+
+
+# --- what runs have made of it -------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,247 +168,21 @@ class Results:
     seeds: tuple[int, ...]
     twins: Mapping[Recipe, Recipe]  # recipe at paper scale -> the one that was trained
     records: Mapping[str, Record]  # run id -> finished run
-    problems: Mapping[str, str]  # run id -> why there is no record
+    problems: Mapping[str, str] = field(default_factory=dict)  # run id -> why there is no record
+    patch_probes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # run id -> its scores
 
     def ids(self, cell: Cell) -> list[str]:
         """The runs behind a cell, one a seed."""
         return [run_id(self.twins[cell.recipe], seed) for seed in self.seeds]
 
+    def found(self, cell: Cell) -> list[Record]:
+        """The finished runs behind a cell."""
+        return [self.records[name] for name in self.ids(cell) if name in self.records]
+
     def values(self, cell: Cell, which: str = "last") -> list[float]:
-        """The cell's numbers, one for each seed that has a record; `which` is last or best."""
-        found = [self.records[name] for name in self.ids(cell) if name in self.records]
-        return [getattr(record, which)[cell.metric] for record in found]
-
-
-# --- as data -------------------------------------------------------------------------------
-
-
-def as_json(table: Table, results: Results) -> dict[str, Any]:
-    """The table's facts, JSON-ready. Accuracies in percent, of the last epoch; `best` beside them."""
-    return {
-        "table": table.number,
-        "title": table.title,
-        "scale": results.scale,
-        "images": results.images,
-        "seeds": list(results.seeds),
-        "cells": [
-            {
-                "row": cell.row,
-                "column": cell.column,
-                "metric": cell.metric,
-                "paper": cell.paper,
-                "values": results.values(cell),
-                "runs": [name for name in results.ids(cell) if name not in results.problems],
-                "best": results.values(cell, "best"),
-            }
-            for cell in table.cells
-        ],
-        "problems": dict(results.problems),
-        "made_with": _facts(results),
-        "differences_from_paper_scale": [
-            {"field": name, "paper": str(old), "here": str(new), "rows": rows}
-            for name, old, new, rows in _scale_differences(table, results)
-        ],
-        "chosen_here": list(table.chosen_here),
-    }
-
-
-def _facts(results: Results) -> dict[str, Any]:
-    """Where and with what the records were made; lists, since machines and commits may differ."""
-    records = list(results.records.values())
-    environments = [record.environment for record in records]
-    return {
-        "device": sorted({f"{env['device_name']} ({env['device']})" for env in environments}),
-        "precision": sorted({env["precision"] for env in environments}),
-        "commit": sorted(
-            {f"{env['commit'] or 'unknown'}{' with changes' if env['dirty'] else ''}" for env in environments}
-        ),
-        "torch": sorted({str(env["versions"]["torch"]) for env in environments}),
-        "timm": sorted({str(env["versions"]["timm"]) for env in environments}),
-        "data_fingerprint": sorted({record.data["fingerprint"][:12] for record in records}),
-        "runs": len(records),
-        "seconds": round(sum(record.seconds for record in records), 1),
-        "started": min((record.started for record in records), default=None),
-    }
-
-
-def _scale_differences(table: Table, results: Results) -> list[tuple[str, Any, Any, list[str]]]:
-    """What was changed from paper scale: (field, old, new, the rows it concerns)."""
-    rows: dict[tuple[str, Any, Any], list[str]] = {}
-    for cell in table.cells:
-        for name, (old, new) in differences(cell.recipe, results.twins[cell.recipe]).items():
-            if not name.startswith("pretrained"):  # the run it starts from has rows of its own
-                here = rows.setdefault((name, old, new), [])
-                if cell.row not in here:
-                    here.append(cell.row)
-    order = sorted(rows, key=lambda key: key[0])
-    return [(*key, rows[key]) for key in order]
-
-
-# --- as a page -----------------------------------------------------------------------------
-
-
-def render(table: Table, results: Results) -> str:
-    """The table as a GitHub markdown page."""
-    sections = [
-        f"# Table {table.number}. {table.title}",
-        SMOKE_WARNING.format(images=results.images) if results.scale == "smoke" else "",
-        _facts_line(results),
-        "## At a glance\n\nTop-1 in percent, last epoch, ours (the paper's number in brackets).",
-        _glance(table, results),
-        "## Every cell\n\nIn percent; last epoch, mean over seeds, ± standard deviation where there are two or "
-        "more. A gain is over the baseline beside it: the paper's over the paper's, ours over ours. "
-        "Best is the best epoch on the test images, shown and not used.",
-        _every_cell(table, results),
-        _problems(results),
-        _scale_section(table, results),
-        "## Not in the paper, chosen here\n\n" + "\n".join(f"- {line}" for line in table.chosen_here),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _facts_line(results: Results) -> str:
-    facts = _facts(results)
-    if not results.records:
-        return f"Scale {results.scale}, {results.images}. No run has finished."
-    return (
-        f"Scale {results.scale}; images: {results.images} (fingerprint {', '.join(facts['data_fingerprint'])}); "
-        f"{_count(facts['runs'], 'run')} of {_count(len(results.seeds), 'seed')} each, {duration(facts['seconds'])} "
-        f"of training in all, begun {facts['started']}; device: {', '.join(facts['device'])}, "
-        f"{', '.join(facts['precision'])}; torch {', '.join(facts['torch'])}, timm {', '.join(facts['timm'])}; "
-        f"commit {', '.join(facts['commit'])}."
-    )
-
-
-def _glance(table: Table, results: Results) -> str:
-    cells = [cell for cell in table.cells if cell.metric == table.cells[0].metric]
-    rows, columns = _unique(cell.row for cell in cells), _unique(cell.column for cell in cells)
-    facts = _unique(name for row in rows for name in table.row_facts.get(row, {}))
-    at = {(cell.row, cell.column): cell for cell in cells}
-    lines = [
-        [
-            row,
-            *(table.row_facts.get(row, {}).get(name, "") for name in facts),
-            *_here(results, at[row, columns[0]]),
-            *(f"{_mean(results, at[row, column])} ({at[row, column].paper:.1f})" for column in columns),
-            *([_signed(_gain(table, results, at[row, columns[-1]]))] if len(columns) == 2 else []),
-        ]
-        for row in rows
-    ]
-    head = [
-        "",
-        *facts,
-        "parameters here",
-        "resolution here",
-        *columns,
-        *(["gain here"] if len(columns) == 2 else []),
-    ]
-    return _markdown(lines, head)
-
-
-def _here(results: Results, cell: Cell) -> tuple[str, str]:
-    """Parameters, where a record has counted them, and resolution of the network that was trained."""
-    found = [results.records[name].parameters for name in results.ids(cell) if name in results.records]
-    twin = results.twins[cell.recipe]
-    return (f"{found[0] / 1e6:.3g}M" if found else ""), f"{twin.resolution} px"
-
-
-def _every_cell(table: Table, results: Results) -> str:
-    lines = []
-    for cell in table.cells:
-        over = table.baseline_of(cell)
-        values = results.values(cell)
-        lines.append(
-            [
-                cell.row,
-                cell.column,
-                cell.metric.replace("top", "top-"),
-                f"{cell.paper:.1f}",
-                _mean(results, cell),
-                _signed(cell.paper - over.paper, 1) if over else "",
-                _signed(_gain(table, results, cell)) if over else "",
-                f"{fmean(results.values(cell, 'best')):.2f}" if values else "",
-                f"{len(values)} of {len(results.seeds)}",
-            ]
+        """The cell's numbers, one for each seed that has it; `which` is last or best."""
+        numbers = (
+            value(record, self.patch_probes.get(record.run_id), cell.metric, which=which)
+            for record in self.found(cell)
         )
-    head = ["model", "training", "metric", "paper", "ours", "gain in the paper", "gain here", "best", "seeds"]
-    return _markdown(lines, head)
-
-
-def _mean(results: Results, cell: Cell) -> str:
-    values = results.values(cell)
-    if not values:
-        failed = [results.problems[name] for name in results.ids(cell) if name in results.problems]
-        return "failed" if failed else "not run"
-    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{fmean(values):.2f}{spread}"
-
-
-def _gain(table: Table, results: Results, cell: Cell) -> float | None:
-    """Mean of the cell over the mean of its baseline; None where either has no number."""
-    over = table.baseline_of(cell)
-    if over is None or not results.values(cell) or not results.values(over):
-        return None
-    return fmean(results.values(cell)) - fmean(results.values(over))
-
-
-def _problems(results: Results) -> str:
-    if not results.problems:
-        return ""
-    return "## Runs that failed\n\n" + "\n".join(
-        f"- `{name}`: {why}" for name, why in results.problems.items()
-    )
-
-
-def _scale_section(table: Table, results: Results) -> str:
-    changed = _scale_differences(table, results)
-    if not changed:
-        return ""
-    all_rows = _unique(cell.row for cell in table.cells)
-    lines = [
-        [f"`{name}`", _short(old), _short(new), "all" if rows == all_rows else ", ".join(rows)]
-        for name, old, new, rows in changed
-    ]
-    return f"## What scale {results.scale} changes\n\n" + _markdown(
-        lines, ["field of the recipe", "paper", "here", "rows"]
-    )
-
-
-def _markdown(lines: Sequence[Sequence[str]], head: Sequence[str]) -> str:
-    escaped = [[text.replace("|", "\\|") for text in line] for line in lines]
-    # without disable_numparse tabulate turns 72.20 into 72.2
-    return tabulate(escaped, head, tablefmt="github", disable_numparse=True)
-
-
-def _short(value: Any) -> str:
-    """
-    >>> _short(3e-4 + 1e-20), _short((2, 6)), _short(None)
-    ('0.0003', '(2, 6)', 'None')
-    """
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _unique(values: Any) -> list[Any]:
-    return list(dict.fromkeys(values))
-
-
-def _signed(value: float | None, digits: int = 2) -> str:
-    """
-    >>> _signed(0.6, 1), _signed(-0.25), _signed(None)
-    ('+0.6', '-0.25', '')
-    """
-    return "" if value is None else f"{value:+.{digits}f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> duration(42), duration(600), duration(86400)
-    ('42 s', '10 min', '24.0 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        return [number for number in numbers if number is not None]

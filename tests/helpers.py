@@ -13,6 +13,7 @@ from PIL import Image
 
 from dcvit import launch
 from dcvit.launch import Outcome
+from dcvit.ledger import LAYOUT, Record
 from dcvit.recipe import (
     Augmentation,
     FixedAlpha,
@@ -22,6 +23,8 @@ from dcvit.recipe import (
     SwinTransformer,
     VisionTransformer,
     WarmupCosine,
+    as_data,
+    run_id,
 )
 from dcvit.tables import Cell, Table
 
@@ -78,6 +81,35 @@ def tiny_table(**recipes):
         baseline=next(iter(recipes)),
         chosen_here=("Nothing of it is in the paper.",),
     )
+
+
+def record_of(recipe, seed, top1, *, top5=95.0, best=None, **changes):
+    """A made-up record of a run that ended at `top1`; `changes` are fields of it."""
+    values = dict(
+        layout=LAYOUT,
+        run_id=run_id(recipe, seed),
+        recipe=as_data(recipe),
+        seed=seed,
+        data={"name": "folder", "fingerprint": "0123456789abcdef", "classes": 3, "test_images": 8},
+        environment={
+            "versions": {"torch": "2.9", "timm": "1.0"},
+            "commit": "abc",
+            "dirty": True,
+            "device": "cpu",
+            "device_name": "a processor",
+            "precision": "float32",
+        },
+        parameters=1_234_567,
+        samples_seen=24,
+        last={"top1": top1, "top5": top5},
+        best={"top1": top1 if best is None else best, "top5": top5, "epoch": 1},
+        correct="ff",
+        evolution=[],
+        weights={},
+        started="2024-01-01T00:00:00+00:00",
+        seconds=1.5,
+    )
+    return Record(**{**values, **changes})
 
 
 TWO = tiny_table(baseline=tiny(), ours=tiny(**PLAIN))

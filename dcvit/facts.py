@@ -1,0 +1,134 @@
+"""A table's results as data: what `OUT/tableN.json` and the report hold. No torch.
+
+Nothing is here that no record or declaration holds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dcvit.ledger import Record
+from dcvit.quantities import kind_of
+from dcvit.recipe import differences
+from dcvit.statistics import Estimate, Spread
+from dcvit.tables import Cell, Results, Table
+from dcvit.verdicts import ClaimVerdict, Judgement, NumberVerdict, PartVerdict, judge, wanted
+
+
+def as_json(table: Table, results: Results) -> dict[str, Any]:
+    """The table's facts, JSON-ready. Numbers are of the last epoch; `best` beside them."""
+    judgement = judge(table, results)
+    return {
+        "table": table.number,
+        "name": table.name,
+        "title": table.title,
+        "scale": results.scale,
+        "images": results.images,
+        "seeds": list(results.seeds),
+        "cells": [_cell(cell, results, judgement) for cell in table.cells],
+        "claims": [_claim(found) for found in judgement.claims],
+        "problems": dict(results.problems),
+        "made_with": made_with(list(results.records.values())),
+        "differences_from_paper_scale": [
+            {"field": name, "paper": str(old), "here": str(new), "rows": rows}
+            for name, old, new, rows in scale_differences(table, results)
+        ],
+        "chosen_here": list(table.chosen_here),
+    }
+
+
+def _cell(cell: Cell, results: Results, judgement: Judgement) -> dict[str, Any]:
+    verdict = judgement.numbers.get(cell)
+    return {
+        "row": cell.row,
+        "column": cell.column,
+        "group": cell.group,
+        "metric": cell.metric,
+        "unit": kind_of(cell.metric).unit,
+        "paper": cell.paper,
+        "values": results.values(cell),
+        "runs": [name for name in results.ids(cell) if name not in results.problems],
+        "best": results.values(cell, "best"),
+        "verdict": None if verdict is None else _number(verdict),
+    }
+
+
+def _number(verdict: NumberVerdict) -> dict[str, Any]:
+    return {
+        "word": verdict.word,
+        "delta": verdict.delta,
+        "seeds": verdict.seeds,
+        **_measured(verdict.estimate, verdict.spread),
+        "seeds_to_decide": verdict.seeds_to_decide,
+    }
+
+
+def _claim(verdict: ClaimVerdict) -> dict[str, Any]:
+    return {
+        "id": verdict.claim.id,
+        "sentence": verdict.claim.sentence,
+        "reading": verdict.claim.reading,
+        "word": verdict.word,
+        "p": verdict.p,
+        "p_holm": verdict.p_holm,
+        "note": verdict.note,
+        "parts": [_part(part) for part in verdict.parts],
+    }
+
+
+def _part(verdict: PartVerdict) -> dict[str, Any]:
+    return {
+        "name": verdict.part.name,
+        "contrast": [[c, cell.row, cell.column, cell.metric] for c, cell in verdict.part.terms],
+        "wanted": wanted(verdict.part),
+        "question": {"type": type(verdict.part.question).__name__, **asdict(verdict.part.question)},
+        "seeds": list(verdict.seeds),
+        **_measured(verdict.estimate, verdict.spread),
+        "p": verdict.p,
+        "p_contrary": verdict.p_contrary,
+        "seeds_to_decide": verdict.seeds_to_decide,
+    }
+
+
+def _measured(estimate: Estimate | None, spread: Spread | None) -> dict[str, Any]:
+    """Estimate, the two one-sided 95 % bounds, spread and degrees of freedom; nothing where there is none."""
+    if estimate is None or spread is None:
+        return {"estimate": None, "low": None, "high": None, "s": None, "df": None}
+    return {
+        "estimate": estimate.value,
+        "low": float(estimate.below(0.95)),
+        "high": float(estimate.above(0.95)),
+        "s": spread.sd,
+        "df": estimate.df,
+    }
+
+
+def made_with(records: Sequence[Record]) -> dict[str, Any]:
+    """Where and with what records were made; lists, since machines and commits may differ."""
+    environments = [record.environment for record in records]
+    return {
+        "device": sorted({f"{env['device_name']} ({env['device']})" for env in environments}),
+        "precision": sorted({env["precision"] for env in environments}),
+        "commit": sorted(
+            {f"{env['commit'] or 'unknown'}{' with changes' if env['dirty'] else ''}" for env in environments}
+        ),
+        "torch": sorted({str(env["versions"]["torch"]) for env in environments}),
+        "timm": sorted({str(env["versions"]["timm"]) for env in environments}),
+        "data_fingerprint": sorted({record.data["fingerprint"][:12] for record in records}),
+        "runs": len(records),
+        "seconds": round(sum(record.seconds for record in records), 1),
+        "started": min((record.started for record in records), default=None),
+    }
+
+
+def scale_differences(table: Table, results: Results) -> list[tuple[str, Any, Any, list[str]]]:
+    """What was changed from paper scale: (field, old, new, the rows it concerns)."""
+    rows: dict[tuple[str, Any, Any], list[str]] = {}
+    for cell in table.cells:
+        for name, (old, new) in differences(cell.recipe, results.twins[cell.recipe]).items():
+            if not name.startswith("pretrained"):  # the run it starts from has rows of its own
+                here = rows.setdefault((name, old, new), [])
+                if cell.row not in here:
+                    here.append(cell.row)
+    order = sorted(rows, key=lambda key: key[0])
+    return [(*key, rows[key]) for key in order]
