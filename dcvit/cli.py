@@ -1,373 +1,262 @@
-"""The command line of the tables, and `dcvit`. Help, plans and checks start without torch."""
+"""The command `dcvit`: tools around the tables. Help starts without torch."""
 
 import argparse
-from collections.abc import Sequence
-import json
-import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-import re
 import sys
-from typing import Any
 
-from dcvit import sources
-from dcvit.cost import estimated_seconds
-from dcvit.errors import (
-    DATA_OR_ENVIRONMENT,
-    DIVERGED,
-    OK,
-    RUN_FAILED,
-    USAGE,
-    DataError,
-    EnvironmentProblem,
-    unwritable,
-)
-from dcvit.files import write_text
-from dcvit.launch import Outcome, Place, Run, all_runs, finished, make_all
-from dcvit.ledger import UnusableRecord, folder_of, move_aside
-from dcvit.recipe import Recipe
-from dcvit.scale import SCALES, Scale, at_scale, on_images
-from dcvit.schedules import updates_per_epoch
-from dcvit.sources import Source, SplitName
-from dcvit.tables import Results, Table, as_json, duration, render
+from dcvit.errors import DATA_OR_ENVIRONMENT, OK, DataError
+from dcvit.gather import find_run, of_images, read_all, results_of, setting_of
+from dcvit.options import add_data, add_device, at_least_one
+from dcvit.reproducing import complain, guarded
+from dcvit.tables import Results, Table
 
-DEFAULT_SEEDS: dict[Scale, int] = {"smoke": 1, "small": 5, "paper": 3}
-IMAGES = {
-    "imagenet1k": sources.IMAGENET_TRAIN,
-    "imagenette": sources.IMAGENETTE_TRAIN,
-    "digits": sources.DIGITS_TRAIN,
-}  # of training
-IN_WORDS = {
-    "digits": "scikit-learn's handwritten digits",
-    "imagenette": "Imagenette, 160 px",
-    "imagenet1k": "ImageNet-1k",
-}
-
-
-def reproduce(table: Table, argv: Sequence[str] | None = None) -> int:
-    """Makes one table: trains what has no record, writes OUT/tableN.md and .json. Returns the exit code."""
-    parser = _table_parser(table)
-    arguments = parser.parse_args(argv)
-    if arguments.json and not arguments.plan:
-        parser.error("--json goes with --plan; without it the facts are in OUT/tableN.json")
-    try:
-        return _reproduce(table, arguments)
-    except (DataError, EnvironmentProblem, UnusableRecord) as error:
-        return _complain(error, DATA_OR_ENVIRONMENT)
-    except OSError as error:
-        return _complain(unwritable(_out(arguments), error), DATA_OR_ENVIRONMENT)
-    except ValueError as error:
-        return _complain(error, USAGE)
-    except KeyboardInterrupt:
-        return _complain(
-            "stopped; finished runs keep their records, the same command goes on from there", 130
-        )
-
-
-def _reproduce(table: Table, arguments: argparse.Namespace) -> int:
-    scale: Scale = arguments.scale
-    seeds = tuple(range(arguments.seeds or DEFAULT_SEEDS[scale]))
-    out = _out(arguments)
-    try:
-        source: Source | None = _find(arguments)
-    except DataError as error:
-        if not arguments.plan or arguments.data is not None:
-            raise
-        source = None
-        print(f"note: {error}", file=sys.stderr)
-
-    if source is not None:
-        _require_enough(source, arguments)
-    twins = {cell.recipe: _twin(cell.recipe, arguments, source) for cell in table.cells}
-    runs = all_runs(twins.values(), seeds)
-    names = _names(table, twins, runs)
-    place = Place(source or Source("", "", ()), out, arguments.device, _workers(arguments))
-    records, unusable = finished(runs, place) if source else ({}, {})
-
-    def results(outcomes: dict[Run, Outcome]) -> Results:
-        made = {run: outcome.record for run, outcome in outcomes.items() if outcome.record}
-        return Results(
-            scale=scale,
-            images=_in_words(source, arguments),
-            seeds=seeds,
-            twins=twins,
-            records={run.id: record for run, record in (records | made).items()},
-            problems={run.id: outcome.problem for run, outcome in outcomes.items() if outcome.problem},
-        )
-
-    if arguments.plan:
-        _print_plan(table, results({}), runs, names, set(records), unusable, source, arguments)
-        return OK
-
-    assert source is not None
-    _require_writable(out)
-    missing = [run for run in runs if run not in records]
-    for run, why in unusable.items():
-        aside = move_aside(folder_of(out, run.recipe, run.seed, source.fingerprint))
-        print(f"{why}. Its folder is now {aside}; the run is made again.", file=sys.stderr)
-    outcomes = _make(missing, place, arguments.jobs, {run: names[run] for run in missing}) if missing else {}
-
-    page, facts = out / f"table{table.number}.md", out / f"table{table.number}.json"
-    ended = results(outcomes)
-    write_text(page, render(table, ended))
-    write_text(facts, json.dumps(as_json(table, ended), indent=1) + "\n")
-    _say(render(table, ended).split("## Every cell")[0].rstrip())
-    _say(f"\nEvery cell, what was assumed and what the scale changes: {page} and {facts}")
-    return _exit_code(list(outcomes.values()))
-
-
-def _make(runs: list[Run], place: Place, jobs: int | None, names: dict[Run, str]) -> dict[Run, Outcome]:
-    """Checks the images, then trains."""
-    from dcvit.devices import resolve
-    from dcvit.display import Display
-
-    device = resolve(place.device)
-    for run in runs:
-        updates_per_epoch(run.recipe.train_images or place.source.count("train"), run.recipe)
-    source, recipe = place.source, runs[0].recipe  # in a folder, all runs of a call use the same files
-    if source.root:
-        used = (
-            *sources.subset(source.train, recipe.train_images),
-            *sources.subset(source.val, recipe.test_images),
-        )
-        sources.check_readable(source, used)
-    side_by_side = min(len(runs), jobs or (1 if device.type == "cuda" else _cores()))
-    _say(
-        f"runs to do: {len(runs)}, on {device.type}, {side_by_side} at a time; records go to {place.out}. "
-        "This can be stopped and called again"
-    )
-    with Display(names) as display:
-        return make_all(runs, place, jobs=side_by_side, watcher=display.watcher)
-
-
-def _exit_code(outcomes: list[Outcome]) -> int:
-    failed = [outcome for outcome in outcomes if outcome.record is None]
-    if not failed:
-        return OK
-    if hopeless := [outcome for outcome in failed if outcome.kind == "environment"]:
-        return _complain(hopeless[0].problem, DATA_OR_ENVIRONMENT)
-    own = [outcome for outcome in failed if not outcome.problem.startswith("not started")]
-    code = DIVERGED if all(outcome.kind == "diverged" for outcome in own) else RUN_FAILED
-    many = f"{len(failed)} run{'s' if len(failed) > 1 else ''}"
-    if code == DIVERGED:
-        return _complain(f"{many} without a record: what diverged would do so again; change the recipe", code)
-    return _complain(f"{many} failed; the same command tries again", code)
-
-
-# --- the plan ------------------------------------------------------------------------------
-
-
-def _print_plan(
-    table: Table,
-    results: Results,
-    runs: list[Run],
-    names: dict[Run, str],
-    done: set[Run],
-    unusable: dict[Run, str],
-    source: Source | None,
-    arguments: argparse.Namespace,
-) -> None:
-    gpu = arguments.scale != "smoke"
-    seconds = {run: _estimate(run.recipe, source, gpu=gpu) for run in runs}
-    left = sum(seconds[run] for run in runs if run not in done)
-    if arguments.json:
-        facts = as_json(table, results)
-        for cell in facts["cells"]:
-            cell["values"], cell["best"] = [], []
-        facts["plan"] = [
-            {"run": run.id, "name": names[run], "done": run in done, "estimated_seconds": round(seconds[run])}
-            for run in runs
-        ]
-        _say(json.dumps(facts, indent=1))
-        return
-    _say(f"Table {table.number}, scale {arguments.scale}, images: {results.images}")
-    for run in runs:
-        state = "done" if run in done else "unusable record" if run in unusable else "to do"
-        _say(f"  {run.id}  {names[run]:<28} {state:<16} about {duration(seconds[run])}")
-    machine = f"one H100 fed by {_cores()} cores" if gpu else f"{_cores()} cores"
-    _say(
-        f"{len(runs)} runs, {len(done)} done; left: about {duration(left if gpu else left / _cores())} on {machine} "
-        "(an estimate by arithmetic)"
-    )
-
-
-def _estimate(recipe: Recipe, source: Source | None, *, gpu: bool) -> float:
-    images = recipe.train_images or (source.count("train") if source else IMAGES[recipe.images])
-    return estimated_seconds(recipe, images=images, gpu=gpu, cores=_cores())
-
-
-# --- what the arguments mean ---------------------------------------------------------------
-
-
-def _find(arguments: argparse.Namespace) -> Source:
-    try:
-        return sources.find(arguments.data, arguments.scale, download=not arguments.plan)
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or arguments.data} can't be read: {error.strerror or error}"
-        ) from error
-
-
-def _twin(recipe: Recipe, arguments: argparse.Namespace, source: Source | None) -> Recipe:
-    """The recipe at the asked scale, on the images at hand."""
-    twin = at_scale(recipe, arguments.scale)
-    return on_images(
-        twin,
-        images=source.name if source else twin.images,
-        classes=len(source.classes) if source else twin.classes,
-        train_images=arguments.train_images,
-        test_images=arguments.test_images,
-    )
-
-
-def _require_enough(source: Source, arguments: argparse.Namespace) -> None:
-    asked: tuple[tuple[str, int | None, SplitName], ...] = (
-        ("--train-images", arguments.train_images, "train"),
-        ("--test-images", arguments.test_images, "val"),
-    )
-    for option, count, split in asked:
-        if count is not None and count > (there := source.count(split)):
-            raise DataError(
-                f"{option} {count}: {count} images asked for, {there} there are in {split} of "
-                f"{source.root or source.name}: ask for 1 to {there}"
-            )
-
-
-def _names(table: Table, twins: dict[Recipe, Recipe], runs: list[Run]) -> dict[Run, str]:
-    """What to call a run: the first cell that shows it."""
-    several = len({run.seed for run in runs}) > 1
-    names: dict[Run, str] = {}
-    for cell in table.cells:
-        for run in runs:
-            if run.recipe == twins[cell.recipe]:
-                names.setdefault(
-                    run, f"{cell.row}, {cell.column}" + (f", seed {run.seed}" if several else "")
-                )
-    return {run: names.get(run, f"before another, {run.id}") for run in runs}
-
-
-def _in_words(source: Source | None, arguments: argparse.Namespace) -> str:
-    name = (
-        source.name
-        if source
-        else {"smoke": "digits", "small": "imagenette", "paper": "imagenet1k"}[arguments.scale]
-    )
-    words = IN_WORDS.get(name) or (f"folder {source.root.name}" if source and source.root else name)
-    counts = [
-        f"{count:,} {what}"
-        for count, what in (
-            (arguments.train_images or (source.count("train") if source else None), "training"),
-            (arguments.test_images or (source.count("val") if source else None), "test"),
-        )
-        if count
-    ]
-    return f"{words} ({', '.join(counts)})" if counts else words
-
-
-def _out(arguments: argparse.Namespace) -> Path:
-    return Path(arguments.out or f"runs/{arguments.scale}")
-
-
-def _workers(arguments: argparse.Namespace) -> int:
-    """Loading processes: a CPU has enough to do without them, a GPU must not wait."""
-    if arguments.workers is not None:
-        return int(arguments.workers)
-    on_cpu = arguments.plan or (arguments.device or "") == "cpu" or arguments.scale == "smoke"
-    return 0 if on_cpu else _cores()
-
-
-def _require_writable(out: Path) -> None:
-    try:
-        write_text(out / ".writable", "")
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise unwritable(out, error) from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _complain(problem: Any, code: int) -> int:
-    print(f"error: {problem}", file=sys.stderr)
-    return code
-
-
-# --- parsers -------------------------------------------------------------------------------
-
-
-def _table_parser(table: Table) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m reproductions.{table.script}" if table.script else f"table{table.number}",
-        description=f"Table {table.number} of the paper: {table.title}. Trains what has no record yet and writes "
-        f"OUT/table{table.number}.md and .json, the paper's numbers beside ours.",
-        epilog="exit codes: 0 ok, 1 a run failed, 2 usage, 3 data or environment, 4 diverged",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--scale",
-        choices=SCALES,
-        default="smoke",
-        help="smoke (default): digits on a CPU, minutes; small: Imagenette on a GPU; paper: ImageNet-1k",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=_at_least_one,
-        metavar="N",
-        help="runs of each cell (1 at smoke, 5 at small, 3 at paper)",
-    )
-    parser.add_argument(
-        "--data",
-        metavar="FOLDER",
-        help="a folder with train/ and val/, or one that holds imagenette2-160/; wds/FOLDER; at paper also "
-        "hfds/NAME; at small and paper DCVIT_DATA "
-        "is the default, at smoke the digits in scikit-learn",
-    )
-    parser.add_argument(
-        "--train-images", type=_at_least_one, metavar="N", help="train on so many, classes in turn"
-    )
-    parser.add_argument(
-        "--test-images", type=_at_least_one, metavar="N", help="test on so many, classes in turn"
-    )
-    parser.add_argument("--out", metavar="FOLDER", help="where records and pages go (runs/SCALE)")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (a GPU if there is one)")
-    parser.add_argument(
-        "--jobs", type=_at_least_one, metavar="N", help="runs side by side (one a core; 1 on a GPU)"
-    )
-    parser.add_argument(
-        "--workers",
-        type=_not_negative,
-        metavar="N",
-        help="loading processes of a run (0; on a GPU all cores)",
-    )
-    parser.add_argument("--plan", action="store_true", help="train nothing; say what would be, and the cost")
-    parser.add_argument("--json", action="store_true", help="with --plan: as JSON")
-    return parser
-
-
-def _at_least_one(text: str) -> int:
-    return _whole_number(text, 1)
-
-
-def _not_negative(text: str) -> int:
-    return _whole_number(text, 0)
-
-
-def _whole_number(text: str, least: int) -> int:
-    if not (re.fullmatch(r"-?[0-9]+", text) and int(text) >= least):
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number of at least {least} is needed")
-    return int(text)
+Command = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `dcvit`."""
-    parser = argparse.ArgumentParser(prog="dcvit", description="Tools around the tables.", allow_abbrev=False)
+    """Runs one command; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    command: Command = arguments.run
+    return guarded(lambda: command(arguments), out=Path(getattr(arguments, "out", None) or "."))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dcvit",
+        description="Tools around the tables.",
+        epilog="exit codes: 0 ok, 2 usage, 3 data or environment",
+        allow_abbrev=False,
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("doctor", help="what this machine has, and which command to run next")
-    parser.parse_args(argv)
+
+    def add(name: str, run: Command, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(run=run)
+        return command
+
+    add("doctor", _doctor, "what this machine has, and which command to run next")
+
+    evolution = add("evolution", _evolution, "the periods that a run went through, and a figure of them")
+    evolution.add_argument(
+        "run_name", metavar="RUN", help="a run's folder, or the first digits of its id in runs/*"
+    )
+    evolution.add_argument("--out", metavar="FOLDER", help="where the figure goes (the run's folder)")
+
+    figures = add("figures", _figures, "the paper's figures from finished runs, as PNG and SVG")
+    _add_places(figures)
+    figures.add_argument(
+        "--out", metavar="FOLDER", help="where they go (FOLDER/figures of each folder of runs)"
+    )
+    add_data(figures)
+    figures.add_argument(
+        "--maps", type=at_least_one, default=8, metavar="N", help="images of the activation maps (8)"
+    )
+
+    report = add(
+        "report", _report, "one HTML page with everything: tables, claims, curves, and the runs behind them"
+    )
+    _add_places(report)
+    report.add_argument("--out", metavar="FILE", default="report.html", help="where it goes (report.html)")
+
+    publish = add(
+        "publish", _publish, "copy records of scale small or paper from a clean tree to tables/, and render"
+    )
+    publish.add_argument(
+        "places", nargs="*", metavar="RUNS", help="folders that a table's command wrote (none: only render)"
+    )
+    publish.add_argument("--into", metavar="FOLDER", default="tables", help="where they go (tables)")
+
+    probe = add("probe", _probe, "the top-k patch probe of Table 2 on any timm ViT or Swin")
+    probe.add_argument(
+        "--checkpoint", required=True, metavar="FILE", help="weights: .safetensors, .pth or .pt"
+    )
+    probe.add_argument("--model", required=True, metavar="NAME", help="timm's name of the model")
+    probe.add_argument(
+        "--k", type=_numbers, default=(0, 1, 5, 10), metavar="K,K,...", help="patches erased (0,1,5,10)"
+    )
+    probe.add_argument(
+        "--images", type=at_least_one, metavar="N", help="of the training images, classes in turn (all)"
+    )
+    probe.add_argument("--batch", type=at_least_one, default=64, metavar="N", help="images at a time (64)")
+    probe.add_argument("--workers", type=int, default=0, metavar="N", help="loading processes (0)")
+    add_data(probe)
+    add_device(probe)
+    return parser
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "places",
+        nargs="*",
+        metavar="RUNS",
+        help="folders that a table's command wrote (all in runs/ that hold records)",
+    )
+    parser.add_argument(
+        "--images",
+        dest="fingerprint",
+        metavar="FINGERPRINT",
+        help="of several data sets in a folder, the one to show",
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: whole numbers with commas between them are needed"
+        ) from error
+
+
+def _tables() -> tuple[Table, ...]:
+    from reproductions.all_tables import TABLES
+
+    return TABLES
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
     from dcvit.doctor import examine
 
     return examine()
+
+
+# --- folders of runs -----------------------------------------------------------------------
+
+
+def _places(arguments: argparse.Namespace) -> list[Path]:
+    """The folders that were named; by default all of runs/ that hold records. DataError for one that holds none."""
+    named = [Path(name) for name in arguments.places]
+    for place in named:
+        if not any((place / inside).is_dir() for inside in ("ledger", "records")):
+            raise DataError(
+                f"{place} holds no records: name a folder that a table's command wrote (it has ledger/ inside)"
+            )
+    return named or _default_places()
+
+
+def _default_places() -> list[Path]:
+    return sorted(path.parent for path in Path("runs").glob("*/ledger"))
+
+
+def _studies(arguments: argparse.Namespace) -> list[tuple[Path, list[tuple[Table, Results]]]]:
+    """Per folder what its records say of each table; what can't be used is said."""
+    studies = []
+    for place in _places(arguments):
+        filed, unusable = read_all(place)
+        for why in unusable.values():
+            print(f"left out: {why}", file=sys.stderr)
+        filed = of_images(filed, arguments.fingerprint) if filed else filed
+        if not filed:
+            continue
+        setting = setting_of(_tables(), filed, place=place)
+        studies.append((place, [(table, results_of(table, setting, filed)) for table in _tables()]))
+    return studies
+
+
+# --- the commands --------------------------------------------------------------------------
+
+
+def _evolution(arguments: argparse.Namespace) -> int:
+    from dcvit.curves import evolution
+
+    filed = find_run(arguments.run_name, places=_default_places())
+    record = filed.record
+    found = evolution(record)
+    print(f"run {record.run_id}, seed {record.seed}, {len(record.evolution)} epochs, {filed.folder}")
+    if found.periods is None:
+        print(f"no periods: {found.reason}")
+    else:
+        epochs = len(record.evolution)
+        begin, end = found.periods.formation_end, found.periods.exploration_start
+        print(f"formation    epochs 1 to {begin * epochs:.1f} ({100 * begin:.1f} % of training)")
+        print(f"growth       to {end * epochs:.1f} ({100 * (end - begin):.1f} %)")
+        print(f"exploration  to {epochs} ({100 * (1 - end):.1f} %)")
+        print(f"as a value:  Periods(formation_end={begin:.4f}, exploration_start={end:.4f})")
+    from dcvit.picturing import draw_evolution
+
+    for path in draw_evolution(filed, Path(arguments.out) if arguments.out else filed.folder):
+        print(path)
+    return OK
+
+
+def _figures(arguments: argparse.Namespace) -> int:
+    from dcvit.picturing import draw_all
+
+    studies = _studies(arguments)
+    if not studies:
+        return complain("there are no records in runs/: make a table first", DATA_OR_ENVIRONMENT)
+    for place, tables in studies:
+        out = Path(arguments.out) if arguments.out else place / "figures"
+        drawn, left_out = draw_all(tables, place, out, data=arguments.data, maps=arguments.maps)
+        for path in drawn:
+            print(path)
+        for what, why in left_out.items():
+            print(f"left out: {what}: {why}", file=sys.stderr)
+    return OK
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from dcvit.report import Study, write
+
+    studies = [
+        Study(
+            name=str(place),
+            tables=tuple(tables),
+            pictures=tuple(sorted((place / "figures").glob("activation*.png"))),
+        )
+        for place, tables in _studies(arguments)
+    ]
+    if not studies:
+        from dcvit.setting import of_nothing
+
+        nothing = of_nothing("paper")
+        studies = [
+            Study(
+                name="no runs yet",
+                tables=tuple((table, results_of(table, nothing, [])) for table in _tables()),
+            )
+        ]
+    write(Path(arguments.out), studies)
+    print(f"{arguments.out} ({Path(arguments.out).stat().st_size / 2**20:.1f} MiB)")
+    return OK
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from dcvit.publishing import publish
+
+    copied, refused = publish(_tables(), [Path(place) for place in arguments.places], Path(arguments.into))
+    for folder in copied:
+        print(f"published {folder}")
+    for folder, why in refused.items():
+        print(f"refused {folder}: {why}", file=sys.stderr)
+    print(
+        f"{len(copied)} new records, {len(refused)} refused; pages in {arguments.into}/small and {arguments.into}/paper"
+    )
+    return DATA_OR_ENVIRONMENT if refused else OK
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from dcvit.patch_probe import as_text
+    from dcvit.probing import probe_checkpoint
+    from dcvit.sources import find
+
+    source = find(arguments.data, "smoke") if arguments.data else None
+    if source is None:
+        raise DataError(
+            "--data FOLDER is needed: a folder with train/ and val/, each with one folder of images a class"
+        )
+    from dcvit.devices import resolve
+
+    probe = probe_checkpoint(
+        arguments.model,
+        Path(arguments.checkpoint),
+        source,
+        ks=arguments.k,
+        images=arguments.images,
+        batch=arguments.batch,
+        device=resolve(arguments.device),
+        workers=arguments.workers,
+    )
+    print(as_text(probe))
+    return OK

@@ -11,10 +11,11 @@ import subprocess
 
 import pytest
 
-from dcvit import cli, ledger, step, training
-from dcvit.cli import reproduce
+from dcvit import ledger, setting, step, training
 from dcvit.errors import DATA_OR_ENVIRONMENT, DIVERGED, OK, USAGE, DataError
+from dcvit.launch import Run
 from dcvit.recipe import DynamicAlpha, FixedAlpha, PatchErasing, Periods, StagedAlpha, StaticAlpha
+from dcvit.reproducing import reproduce
 from dcvit.scale import at_scale
 from dcvit.sources import from_folder
 from reproductions.table5_backbones import TABLE as TABLE5
@@ -25,7 +26,7 @@ from tests.helpers import TWO, VIT, environment, files_below, image_folder, pyth
 def _own_places(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("DCVIT_DATA", raising=False)
-    monkeypatch.setattr(cli, "at_scale", lambda recipe, scale: recipe)
+    monkeypatch.setattr(setting, "at_scale", lambda recipe, scale: recipe)
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def call(images, out, capfd):
     def call(*arguments, table=TWO):
         argv = ["--data", str(images), "--out", str(out), "--jobs", "1", *map(str, arguments)]
         try:
-            code = reproduce(table, argv)
+            code = reproduce(table, argv=argv)
         except SystemExit as end:  # argparse
             code = end.code
         return code, *capfd.readouterr()
@@ -171,7 +172,7 @@ def test_an_image_that_disappears_after_the_check(images):
 
 
 def test_labels_beyond_the_classes(call, images, monkeypatch):
-    monkeypatch.setattr(cli, "on_images", lambda recipe, **_: replace(recipe, classes=2))
+    monkeypatch.setattr(setting, "on_images", lambda recipe, **_: replace(recipe, classes=2))
     code, stdout, stderr = call()
     assert code == DATA_OR_ENVIRONMENT
     assert f"error: {images}: train has the label 2, the recipe has 2 classes (0 to 1)" in stderr
@@ -185,7 +186,7 @@ def test_more_images_than_there_are(refuses, option):
 
 def test_more_digits_than_there_are(out, capfd):
     """They are counted before anything is trained, as files are."""
-    code = reproduce(TWO, ["--out", str(out), "--jobs", "1", "--train-images", "1439"])
+    code = reproduce(TWO, argv=["--out", str(out), "--jobs", "1", "--train-images", "1439"])
     assert code == DATA_OR_ENVIRONMENT
     assert (
         "--train-images 1439: 1439 images asked for, 1438 there are in train of digits: ask for 1 to 1438"
@@ -205,7 +206,7 @@ def test_a_folder_of_other_classes_at_paper_scale(refuses, images):
 
 
 def test_no_folder_at_paper_scale(out, capfd):
-    assert reproduce(TWO, ["--scale", "paper", "--out", str(out)]) == DATA_OR_ENVIRONMENT
+    assert reproduce(TWO, argv=["--scale", "paper", "--out", str(out)]) == DATA_OR_ENVIRONMENT
     error = capfd.readouterr().err
     for word in ("--data FOLDER", "DCVIT_DATA", "train/ and val/"):
         assert word in error
@@ -261,13 +262,13 @@ def test_a_device_of_another_name(refuses, name):
 @pytest.mark.parametrize("patch_size", [3, 5, 16])
 def test_patches_to_erase_that_do_not_tile_the_image(refuses, monkeypatch, patch_size):
     wrong = lambda recipe, scale: replace(recipe, erasing=PatchErasing(patch_size=patch_size))  # noqa: E731
-    monkeypatch.setattr(cli, "at_scale", wrong)
+    monkeypatch.setattr(setting, "at_scale", wrong)
     words = [f"PatchErasing(patch_size={patch_size}) does not tile a 8x8 image", "a divisor of 8"]
     refuses(USAGE, words)
 
 
 def test_patches_of_a_network_that_do_not_tile_the_image(refuses, monkeypatch):
-    monkeypatch.setattr(cli, "at_scale", lambda recipe, scale: replace(recipe, resolution=10))
+    monkeypatch.setattr(setting, "at_scale", lambda recipe, scale: replace(recipe, resolution=10))
     refuses(USAGE, ["VisionTransformer(patch_size=4) does not tile a 10x10 image", "a divisor of 10"])
 
 
@@ -406,7 +407,7 @@ def test_a_full_disk_stops_the_remaining_runs(call, monkeypatch):
 
 def record_of(out):
     """The record of TWO's baseline."""
-    (path,) = out.glob(f"ledger/{cli.Run(tiny(), 0).id}-????????/record.json")
+    (path,) = out.glob(f"ledger/{Run(tiny(), 0).id}-????????/record.json")
     return path
 
 
@@ -522,7 +523,7 @@ def test_table_5_refuses(arguments, code, words, tmp_path):
 
 
 def test_table_5_wants_more_images_than_a_batch(images, capfd, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "at_scale", at_scale)
-    code = reproduce(TABLE5, ["--data", str(images), "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(setting, "at_scale", at_scale)
+    code = reproduce(TABLE5, argv=["--data", str(images), "--out", str(tmp_path / "out")])
     assert code == DATA_OR_ENVIRONMENT
     assert "a batch of 64 is larger than the 12 training images" in capfd.readouterr().err

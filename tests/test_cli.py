@@ -1,337 +1,284 @@
-"""The command line from end to end: a first call trains and writes, a second one only reads."""
+"""The command `dcvit` on folders of runs: what it prints, what it writes, and what it says of bad input."""
 
-import json
-import subprocess
+from math import exp
+import shutil
 
 import pytest
 
-from dcvit import cli, training
-from dcvit.cli import main, reproduce
-from dcvit.errors import DATA_OR_ENVIRONMENT, DIVERGED, OK, RUN_FAILED, USAGE, Diverged
-from dcvit.recipe import run_id
-from reproductions.table5_backbones import TABLE as TABLE5
-from tests.helpers import (
-    PLAIN,
-    TWO,
-    environment,
-    files_below,
-    image_folder,
-    python,
-    tiny,
-    tiny_table,
-)
+from dcvit import cli, ledger
+from dcvit.cli import main
+from dcvit.errors import DATA_OR_ENVIRONMENT, OK, USAGE
+from dcvit.setting import of_nothing
+from dcvit.sources import digits
+from reproductions.all_tables import TABLES
+from reproductions.table5_backbones import ROWS as ROWS5
+from tests.helpers import files_below, image_folder, record_of
+
+SMOKE = of_nothing("smoke")
+RECIPES = list(SMOKE.twins(cell.recipe for table in TABLES for cell in table.cells).values())
+DIGITS = {
+    "name": "digits",
+    "fingerprint": digits().fingerprint,
+    "classes": 10,
+    "train_images": 1438,
+    "test_images": 8,
+}
 
 
-@pytest.fixture(autouse=True)
-def _own_places(tmp_path_factory, monkeypatch):
-    """Tiny recipes stay as they are at every scale; caches and images are this test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.delenv("DCVIT_DATA", raising=False)
-    monkeypatch.setattr(cli, "at_scale", lambda recipe, scale: recipe)
+def evolution(epochs, *, probed=True):
+    """Logistic shares around 0.3 of training, 0.06 of it wide; a look of the difficulty probe after every fifth epoch."""
+    entries = []
+    for epoch in range(1, epochs + 1):
+        easy = 0.8 / (1 + exp(-(epoch / epochs - 0.3) / 0.06))
+        hard = 0.9 - easy
+        histogram = [0] * 100
+        histogram[5], histogram[50], histogram[95] = (round(1000 * x) for x in (hard, 1 - easy - hard, easy))
+        entry = {
+            "epoch": epoch,
+            "easy": easy,
+            "moderate": 1 - easy - hard,
+            "hard": hard,
+            "histogram": histogram,
+            "alpha": 0.8,
+            "loss": 1.0,
+            "top1": 100 * easy,
+            "top5": 99.0,
+            "seconds": 1.0,
+        }
+        if probed and epoch % 5 == 0:
+            look = {"easy": easy, "moderate": 1 - easy - hard, "hard": hard}
+            entry["probe"] = dict.fromkeys(("clean", "random_erasing", "patch_erasing"), look)
+        entries.append(entry)
+    return entries
+
+
+def lay(out, recipes, *, epochs=25, **changes):
+    """Made-up records of these recipes in the ledger of a folder; returns their folders."""
+    folders = []
+    for recipe in recipes:
+        record = record_of(recipe, 0, 70.0, data=DIGITS, evolution=evolution(epochs), **changes)
+        folders.append(ledger.folder_of(out, recipe, 0, DIGITS["fingerprint"]))
+        ledger.write(folders[-1], record)
+    return folders
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return image_folder(tmp_path_factory.mktemp("images"))
+def all_runs(tmp_path_factory):
+    """A folder with a made-up record of every run of every table at smoke."""
+    out = tmp_path_factory.mktemp("everything") / "smoke"
+    lay(out, RECIPES)
+    return out
 
 
-@pytest.fixture
-def call(images, tmp_path, capsys):
-    """Calls the command line of a table; gives back exit code, stdout and stderr."""
-
-    def call(*arguments, table=TWO):
-        argv = ["--data", str(images), "--out", str(tmp_path / "out"), "--jobs", "1", *arguments]
-        code = reproduce(table, argv)
-        return code, *capsys.readouterr()
-
-    return call
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DCVIT_DATA", raising=False)
 
 
-def facts_in(tmp_path):
-    return json.loads((tmp_path / "out" / "table99.json").read_text())
+# --- evolution -----------------------------------------------------------------------------
 
 
-# --- a whole table -------------------------------------------------------------------------
-
-
-def test_the_first_call_trains_and_writes_the_second_only_reads(call, tmp_path, monkeypatch):
-    code, first, errors = call()
-    assert (code, errors) == (OK, "")
-    facts = facts_in(tmp_path)
-    assert [len(cell["values"]) for cell in facts["cells"]] == [1, 1, 1, 1]
-    page = (tmp_path / "out" / "table99.md").read_text()
-    assert f"{facts['cells'][0]['values'][0]:.2f} (70.0)" in page
-    assert page.split("## Every cell")[0].rstrip() in first
-
-    monkeypatch.setattr(training, "fit", None)
-    code, second, errors = call()
-    assert (code, errors) == (OK, "")
-    assert facts_in(tmp_path) == facts
-    assert (tmp_path / "out" / "table99.md").read_text() == page
-    assert "on cpu" in first
-    assert "runs on" not in second
-
-
-def test_every_record_lies_below_out_and_nothing_else_is_left(call, tmp_path):
-    call()
-    names = files_below(tmp_path / "out")
-    assert [name for name in names if "/" not in name] == ["table99.json", "table99.md"]
-    ending = {name.rpartition("/")[2] for name in names if name.startswith("ledger/")}
-    assert ending == {"record.json", "last.safetensors", "best.safetensors"}
-
-
-def test_only_missing_runs_are_made(call, tmp_path, monkeypatch):
-    assert call()[0] == OK
-    made, original = [], training.fit
-
-    def fit(recipe, seed, *rest, **options):
-        made.append((recipe, seed))
-        return original(recipe, seed, *rest, **options)
-
-    monkeypatch.setattr(training, "fit", fit)
-    assert call("--seeds", "2")[0] == OK
-    assert set(made) == {(cell.recipe, 1) for cell in TWO.cells}
-    assert [len(cell["values"]) for cell in facts_in(tmp_path)["cells"]] == [2, 2, 2, 2]
-
-
-def test_other_images_are_other_runs(call, tmp_path):
-    call()
-    other = image_folder(tmp_path / "other", train=5)
-    assert call("--data", str(other))[0] == OK
-    assert len(list((tmp_path / "out" / "ledger").iterdir())) == 4
-
-
-def test_the_run_that_a_fine_tuning_needs_is_made_though_no_cell_shows_it(call, tmp_path):
-    table = tiny_table(baseline=tiny(pretrained=tiny(), resolution=16))
-    assert call(table=table)[0] == OK
-    assert len(list((tmp_path / "out" / "ledger").iterdir())) == 2
-    assert [len(cell["values"]) for cell in facts_in(tmp_path)["cells"]] == [1, 1]
-
-
-def test_numbers_of_images_are_part_of_the_runs(call, images, tmp_path):
-    assert call("--train-images", "9", "--test-images", "3")[0] == OK
-    assert facts_in(tmp_path)["images"] == f"folder {images.name} (9 training, 3 test)"
-    for folder in (tmp_path / "out" / "ledger").iterdir():
-        record = json.loads((folder / "record.json").read_text())
-        assert (record["recipe"]["train_images"], record["recipe"]["test_images"]) == (9, 3)
-        assert (record["data"]["train_images"], record["data"]["test_images"]) == (9, 3)
-
-
-def test_dcvit_data_is_ignored_at_smoke(images, monkeypatch, capsys):
-    monkeypatch.setenv("DCVIT_DATA", str(images))
-    assert reproduce(TABLE5, ["--plan"]) == OK
-    assert "images: scikit-learn's handwritten digits (1,438 training, 359 test)" in capsys.readouterr().out
-
-
-def test_dcvit_data_is_the_default_at_small(images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("DCVIT_DATA", str(images))
-    options = ["--scale", "small", "--seeds", "1", "--out", str(tmp_path / "out"), "--jobs", "1"]
-    assert reproduce(TWO, options) == OK
-    assert facts_in(tmp_path)["images"] == f"folder {images.name} (12 training, 6 test)"
-    assert "say nothing about the paper" not in capsys.readouterr().out
-
-
-# --- the plan ------------------------------------------------------------------------------
-
-
-def test_a_plan_says_what_is_done_and_what_is_to_do(call, tmp_path):
-    code, before, _ = call("--plan")
-    assert code == OK
-    assert not (tmp_path / "out").exists()
-    assert before.count("to do") == 2
-    assert "2 runs, 0 done; left: about" in before
-    call()
-    written = files_below(tmp_path)
-    code, after, _ = call("--plan")
-    assert (code, after.count("  done ")) == (OK, 2)
-    assert "2 runs, 2 done; left: about 0 s" in after
-    assert files_below(tmp_path) == written
-
-
-def test_a_plan_as_json_has_every_cell_with_empty_values(call):
-    call()
-    code, text, errors = call("--plan", "--json")
-    facts = json.loads(text)
-    assert (code, errors) == (OK, "")
-    assert [(cell["values"], cell["best"]) for cell in facts["cells"]] == [([], [])] * 4
-    assert [(cell["column"], cell["metric"], cell["paper"]) for cell in facts["cells"]] == [
-        ("baseline", "top1", 70.0),
-        ("baseline", "top5", 90.0),
-        ("ours", "top1", 70.0),
-        ("ours", "top5", 90.0),
-    ]
-    assert [run["done"] for run in facts["plan"]] == [True, True]
-    assert facts["cells"][0]["runs"] == [facts["plan"][0]["run"]] == [run_id(tiny(), 0)]
-
-
-def test_a_plan_of_table_5_names_its_sixteen_runs(capsys):
-    assert reproduce(TABLE5, ["--plan", "--json"]) == OK
-    facts = json.loads(capsys.readouterr().out)
-    assert (facts["table"], facts["scale"], len(facts["cells"]), len(facts["plan"])) == (5, "smoke", 32, 16)
-    assert facts["plan"][0]["name"] == "DeiT-T, baseline"
-    assert all(run["estimated_seconds"] >= 0 for run in facts["plan"])
-
-
-@pytest.mark.parametrize(("scale", "seeds"), [("small", 5), ("paper", 3)])
-def test_a_plan_needs_no_images_and_says_which_are_missing(scale, seeds, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert reproduce(TABLE5, ["--plan", "--json", "--scale", scale]) == OK
-    told = capsys.readouterr()
-    assert len(json.loads(told.out)["plan"]) == 16 * seeds
-    assert told.err.startswith("note: ")
-    assert list(tmp_path.iterdir()) == []
-
-
-# --- when runs fail ------------------------------------------------------------------------
-
-FAILS = tiny(betas=(2.0, 0.9))  # a ValueError of the optimiser
-
-
-def diverging(monkeypatch, *recipes):
-    """Training of these recipes diverges."""
-    original = training.fit
-
-    def fit(recipe, *rest, **options):
-        if recipe in recipes:
-            raise Diverged("the loss was not finite at update 3")
-        return original(recipe, *rest, **options)
-
-    monkeypatch.setattr(training, "fit", fit)
-
-
-def test_a_failed_run_shows_in_its_cells_and_the_others_have_numbers(call, tmp_path):
-    code, page, errors = call(table=tiny_table(baseline=tiny(), ours=FAILS))
-    assert code == RUN_FAILED
-    assert "failed" in page
-    assert "Invalid beta parameter" in page
-    assert errors.startswith("error: 1 run")
-    assert [len(cell["values"]) for cell in facts_in(tmp_path)["cells"]] == [1, 1, 0, 0]
-    assert list(facts_in(tmp_path)["problems"]) == [run_id(FAILS, 0)]
-
-
-def test_a_failed_run_is_tried_again_by_the_next_call(call, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        diverging(patch, tiny())
-        assert call()[0] == DIVERGED
-    assert call()[0] == OK
-    assert facts_in(tmp_path)["problems"] == {}
-
-
-def test_the_exit_code_is_4_only_if_all_that_failed_diverged(call, monkeypatch):
-    diverging(monkeypatch, tiny())
-    assert call(table=tiny_table(baseline=tiny(), ours=tiny(**PLAIN)))[0] == DIVERGED
-    assert call(table=tiny_table(baseline=tiny(), ours=FAILS))[0] == RUN_FAILED
-
-
-def test_what_waits_for_a_diverged_run_does_not_change_the_exit_code(call, monkeypatch, tmp_path):
-    diverging(monkeypatch, tiny())
-    table = tiny_table(baseline=tiny(), ours=tiny(pretrained=tiny(), resolution=16))
-    assert call(table=table)[0] == DIVERGED
-    assert sorted(problem.split(":")[0] for problem in facts_in(tmp_path)["problems"].values()) == [
-        "diverged",
-        "not started",
-    ]
-
-
-# --- processes and the other commands ------------------------------------------------------
-
-SCRIPT = """
-from dcvit import cli
-from tests.helpers import TWO
-import sys
-
-if __name__ == "__main__":
-    cli.at_scale = lambda recipe, scale: recipe
-    sys.exit(cli.reproduce(TWO))
-"""
-
-
-def test_a_script_makes_the_records_that_a_call_makes(call, images, tmp_path):
-    script = tmp_path / "table99.py"
-    script.write_text(SCRIPT)
-    options = ["--data", images, "--out", tmp_path / "there", "--jobs", "1", "--device", "cpu"]
-    child = subprocess.run(
-        python(script, *options), env=environment(), capture_output=True, text=True, cwd=tmp_path
+def test_evolution_prints_the_periods_as_a_recipe_value_and_draws_them(tmp_path, capsys):
+    (folder,) = lay(tmp_path / "runs" / "smoke", RECIPES[:1], epochs=40)
+    assert main(["evolution", str(folder)]) == OK
+    printed = capsys.readouterr().out
+    assert f"run {folder.name[:12]}, seed 0, 40 epochs" in printed
+    value = printed.split("as a value:  ")[1].splitlines()[0]
+    periods = eval(
+        value, {"Periods": lambda formation_end, exploration_start: (formation_end, exploration_start)}
     )
-    assert (child.returncode, child.stderr) == (OK, "")
-    assert "runs to do: 2, on cpu, 1 at a time" in child.stdout
-    assert "[2/2] model, " in child.stdout
-    call("--device", "cpu")
-    here, there = tmp_path / "out" / "ledger", tmp_path / "there" / "ledger"
-    assert files_below(here) == files_below(there)
-    for name in files_below(here):
-        if name.endswith(".safetensors"):
-            assert (here / name).read_bytes() == (there / name).read_bytes()
+    assert periods == pytest.approx((0.3 - 2.634 * 0.06, 0.3 + 2.634 * 0.06), abs=0.03)
+    assert files_below(folder) == ["evolution.png", "evolution.svg", "record.json"]
 
 
-NO_TORCH = "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['x', '--help']; "
+def test_evolution_takes_the_first_digits_of_a_run_and_another_place_for_the_figure(tmp_path, capsys):
+    (folder,) = lay(tmp_path / "runs" / "smoke", RECIPES[:1])
+    assert main(["evolution", folder.name[:6], "--out", str(tmp_path / "drawn")]) == OK
+    assert files_below(tmp_path / "drawn") == ["evolution.png", "evolution.svg"]
+
+
+@pytest.mark.parametrize("epochs", [1, 5, 19])
+def test_an_evolution_too_short_for_periods_says_so_and_is_drawn_all_the_same(tmp_path, capsys, epochs):
+    (folder,) = lay(tmp_path / "runs" / "smoke", RECIPES[:1], epochs=epochs)
+    assert main(["evolution", str(folder)]) == OK
+    printed = capsys.readouterr().out
+    assert "no periods: " in printed
+    assert f"{epochs} epochs" in printed
+    assert (folder / "evolution.png").exists()
 
 
 @pytest.mark.parametrize(
-    "code",
+    ("name", "words"),
     [
-        "import dcvit.cli; dcvit.cli.main()",
-        "runpy.run_module('reproductions.table5_backbones', run_name='__main__')",
+        ("nowhere", "there is none"),
+        ("abc", "at least 4 digits"),
+        (".", "holds no record.json"),
+        ("/nowhere/at/all", "there is none"),
     ],
 )
-def test_help_needs_no_torch(code):
-    child = subprocess.run(python("-c", NO_TORCH + code), env=environment(), capture_output=True, text=True)
-    assert (child.returncode, child.stderr) == (OK, "")
-    assert "usage: " in child.stdout
+def test_a_run_that_is_not_there(name, words, capsys):
+    assert main(["evolution", name]) == DATA_OR_ENVIRONMENT
+    told = capsys.readouterr().err
+    assert words in told
+    assert "Traceback" not in told
 
 
-def test_help_names_options_defaults_and_exit_codes(capsys):
+# --- figures -------------------------------------------------------------------------------
+
+
+def test_every_figure_is_drawn_twice_but_for_those_that_want_weights(all_runs, capsys):
+    out = all_runs.parent / "drawn"
+    assert main(["figures", str(all_runs), "--out", str(out)]) == OK
+    told = capsys.readouterr()
+    names = (
+        *("figure1_learning_process", "figure2_deit", "figure3a_easy_samples", "figure3b_overfitting"),
+        *(
+            "figure5_alpha",
+            "figure6_thresholds_deit_s",
+            "figure8_swin",
+            "figure8_thresholds_swin_t",
+            "figure9_erasing",
+        ),
+    )
+    assert files_below(out) == sorted(f"{name}.{ending}" for name in names for ending in ("png", "svg"))
+    assert told.err.count("left out: activation_") == 2
+    assert b"says nothing about the paper" in (out / "figure2_deit.svg").read_bytes()
+
+
+def test_a_figure_without_its_runs_says_which_are_missing(tmp_path, capsys):
+    deit_t = SMOKE.twin(ROWS5["DeiT-T"][0])
+    lay(tmp_path / "runs" / "smoke", [deit_t])
+    assert main(["figures"]) == OK
+    told = capsys.readouterr()
+    assert "left out: figure2_deit: no finished run of DeiT-B (table5, DeiT-B, baseline), DeiT-S" in told.err
+    assert told.out == ""
+
+
+def test_no_records_at_all(capsys):
+    assert main(["figures"]) == DATA_OR_ENVIRONMENT
+    assert "make a table first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["figures", "report"])
+def test_a_folder_that_no_table_wrote(command, tmp_path, capsys):
+    assert main([command, str(tmp_path)]) == DATA_OR_ENVIRONMENT
+    assert f"{tmp_path} holds no records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["figures", "report"])
+def test_records_of_two_data_sets_in_one_folder_are_refused_or_chosen(command, tmp_path, capsys):
+    out = tmp_path / "runs" / "smoke"
+    lay(out, RECIPES[:2])
+    other = {**DIGITS, "fingerprint": "f" * 64}
+    folder = ledger.folder_of(out, RECIPES[0], 0, other["fingerprint"])
+    ledger.write(folder, record_of(RECIPES[0], 0, 60.0, data=other, evolution=evolution(25)))
+    assert main([command, str(out)]) == DATA_OR_ENVIRONMENT
+    told = capsys.readouterr().err
+    assert str(folder) in told
+    assert "--images FINGERPRINT" in told
+    assert main([command, str(out), "--images", "ffff"]) == OK
+
+
+# --- report and publish --------------------------------------------------------------------
+
+
+def test_the_report_of_everything_and_of_nothing(all_runs, tmp_path, capsys):
+    assert main(["report"]) == OK
+    nothing = (tmp_path / "report.html").read_text()
+    assert "not run" in nothing
+    assert main(["report", str(all_runs), "--out", str(tmp_path / "all.html")]) == OK
+    everything = (tmp_path / "all.html").read_text()
+    assert "They say nothing about the paper" in everything
+    for table in TABLES:
+        assert table.title in everything
+    assert "MiB" in capsys.readouterr().out
+
+
+def test_a_damaged_record_is_named_and_left_out_of_the_report(tmp_path, capsys):
+    folders = lay(tmp_path / "runs" / "smoke", RECIPES[:3])
+    path = folders[0] / "record.json"
+    path.write_text(path.read_text()[:100])
+    assert main(["report"]) == OK
+    assert f"left out: {path.relative_to(tmp_path)} is cut off or damaged" in capsys.readouterr().err
+
+
+def test_publishing_smoke_is_refused_and_the_pages_are_there(all_runs, tmp_path, capsys):
+    runs = tmp_path / "some"
+    shutil.copytree(all_runs / "ledger", runs / "ledger")
+    assert main(["publish", str(runs)]) == DATA_OR_ENVIRONMENT
+    told = capsys.readouterr()
+    assert told.err.count("refused ") == len(RECIPES)
+    assert "(commit abc with changes)" in told.err
+    assert "0 new records" in told.out
+    assert len(files_below(tmp_path / "tables")) == 2 * len(TABLES)
+    assert main(["publish"]) == OK
+
+
+# --- the probe -----------------------------------------------------------------------------
+
+
+def test_the_probe_takes_any_timm_vit(tmp_path, capsys):
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    images = image_folder(tmp_path / "images", train=1, val=1)
+    call = ["probe", "--model", "vit_tiny_patch16_224", "--data", str(images), "--k", "0,1,10"]
+    assert main([*call, "--checkpoint", str(tmp_path / "weights.pth")]) == OK
+    printed = capsys.readouterr().out
+    for word in ("attended", "random", "least", "10"):
+        assert word in printed
+
+
+BAD_PROBES = [
+    (["--k", "0,500"], USAGE, "500"),
+    (["--model", "resnet18"], USAGE, "ResNet"),
+    (["--model", "vit_tiny_patch16_225"], USAGE, "vit_tiny_patch16_224"),
+    (["--checkpoint", "nowhere.pth"], USAGE, "nowhere.pth"),
+    (["--data", "nowhere"], DATA_OR_ENVIRONMENT, "nowhere is not a folder"),
+]
+
+
+@pytest.mark.parametrize(("options", "code", "words"), BAD_PROBES, ids=lambda value: str(value)[:30])
+def test_a_probe_of_something_wrong_says_what(options, code, words, tmp_path, capsys):
+    import timm
+    import torch
+
+    name = "resnet18" if "resnet18" in options else "vit_tiny_patch16_224"
+    torch.save(timm.create_model(name, num_classes=3).state_dict(), tmp_path / "weights.pth")
+    images = image_folder(tmp_path / "images", train=1, val=1)
+    defaults = {"--model": name, "--data": str(images), "--checkpoint": str(tmp_path / "weights.pth")}
+    defaults |= dict(zip(options[::2], options[1::2], strict=True))
+    assert main(["probe", *(word for pair in defaults.items() for word in pair)]) == code
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert words in told
+    assert "Traceback" not in told
+
+
+def test_a_checkpoint_that_does_not_fit_names_the_first_mismatch(tmp_path, capsys):
+    import timm
+    import torch
+
+    small = timm.create_model("vit_tiny_patch16_224", num_classes=3)
+    torch.save({"model": small.state_dict()}, tmp_path / "tiny.pth")
+    images = image_folder(tmp_path / "images", train=1, val=1)
+    call = ["probe", "--model", "vit_small_patch16_224", "--data", str(images)]
+    assert main([*call, "--checkpoint", str(tmp_path / "tiny.pth")]) == USAGE
+    told = capsys.readouterr().err
+    assert "cls_token" in told
+    assert "192" in told
+    assert "384" in told
+
+
+def test_commands_are_those_that_help_names(capsys):
     with pytest.raises(SystemExit) as caught:
-        reproduce(TABLE5, ["--help"])
-    text = capsys.readouterr().out
+        main(["--help"])
+    printed = capsys.readouterr().out
     assert caught.value.code == OK
-    for word in ("--scale", "--seeds", "--data", "--out", "--plan", "--json", "DCVIT_DATA", "exit codes"):
-        assert word in text
-
-
-def test_the_doctor_says_what_there_is_and_what_to_do_next(images, monkeypatch, capsys):
-    monkeypatch.setenv("DCVIT_DATA", str(images))
-    assert main(["doctor"]) == OK
-    text = capsys.readouterr().out
-    for word in (
-        "torch",
-        "cores",
-        "disk",
-        "CUDA",
-        "12 training, 6 test images, 3 classes",
-        "next: python -m ",
-    ):
-        assert word in text
-
-
-def test_the_doctor_says_what_is_wrong_with_the_images(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("DCVIT_DATA", str(tmp_path / "nowhere"))
-    assert main(["doctor"]) == OK
-    assert f"{tmp_path / 'nowhere'} is not a folder" in capsys.readouterr().out
-
-
-def test_dcvit_without_a_command_is_a_usage_error(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main([])
-    assert caught.value.code == USAGE
-    assert "COMMAND" in capsys.readouterr().err
-
-
-def test_ctrl_c_says_that_finished_runs_are_kept(call, tmp_path, monkeypatch):
-    original = training.fit
-
-    def fit(recipe, *rest, **options):
-        if recipe == tiny():
-            return original(recipe, *rest, **options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "fit", fit)
-    code, _, errors = call()
-    assert code == 130
-    assert "the same command goes on from there" in errors
-    assert "Traceback" not in errors
-    assert len(list((tmp_path / "out" / "ledger").iterdir())) == 1
-
-
-def test_codes_are_those_that_help_tells():
-    assert (OK, RUN_FAILED, USAGE, DATA_OR_ENVIRONMENT, DIVERGED) == (0, 1, 2, 3, 4)
+    for command in ("doctor", "evolution", "figures", "report", "publish", "probe"):
+        assert command in printed
+        assert callable(getattr(cli, f"_{command}"))

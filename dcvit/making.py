@@ -1,0 +1,85 @@
+"""Makes what a table lacks: trains its runs and probes their patches, and says how it goes."""
+
+from collections.abc import Mapping, Sequence
+from time import time
+
+from dcvit import sources
+from dcvit.gather import patch_probes
+from dcvit.launch import make_all
+from dcvit.ledger import Record
+from dcvit.planning import cores
+from dcvit.recipe import Recipe
+from dcvit.runs import Outcome, Place, Run, estimated
+from dcvit.schedules import updates_per_epoch
+from dcvit.tables import Cell
+
+LATE = "out of time"  # how the problem of a probe begins that was not begun
+
+
+def make(
+    runs: list[Run], place: Place, jobs: int | None, names: dict[Run, str], records: dict[Run, Record]
+) -> dict[Run, Outcome]:
+    """Checks the images, then trains; `records` of what is there already say how long things take."""
+    from dcvit.devices import resolve
+    from dcvit.display import Display
+
+    device = resolve(place.device)
+    for run in runs:
+        updates_per_epoch(run.recipe.train_images or place.source.count("train"), run.recipe)
+    source, recipe = place.source, runs[0].recipe  # in a folder, all runs of a call use the same files
+    if source.root:
+        used = (
+            *sources.subset(source.train, recipe.train_images),
+            *sources.subset(source.val, recipe.test_images),
+        )
+        sources.check_readable(source, used)
+    side_by_side = min(len(runs), jobs or (1 if device.type == "cuda" else cores()))
+    say(
+        f"runs to do: {len(runs)}, on {device.type}, {side_by_side} at a time; records go to {place.out}. "
+        "This can be stopped and called again"
+    )
+
+    def seconds(run: Run, made: Mapping[Run, Record]) -> float:
+        images = run.recipe.train_images or source.count("train")
+        return estimated(run, records | dict(made), images=images, gpu=device.type == "cuda", cores=cores())
+
+    with Display({run: names[run] for run in runs}) as display:
+        return make_all(runs, place, jobs=side_by_side, watcher=display.watcher, estimate=seconds)
+
+
+def probe_patches(
+    cells: Sequence[Cell],
+    twins: dict[Recipe, Recipe],
+    seeds: tuple[int, ...],
+    records: dict[Run, Record],
+    place: Place,
+    names: dict[Run, str],
+) -> dict[Run, str]:
+    """Measures what Table 2 needs of finished runs, where that was not done yet. Returns what went wrong."""
+    recipes = dict.fromkeys(twins[cell.recipe] for cell in cells if "/" in cell.metric)
+    runs = [run for recipe in recipes for seed in seeds if (run := Run(recipe, seed)) in records]
+    to_do = [run for run in runs if not patch_probes([(place.folder_of(run), records[run])])]
+    if not to_do:
+        return {}
+    from dcvit.devices import resolve
+    from dcvit.probing import probe_run
+
+    problems = {}
+    for number, run in enumerate(to_do, start=1):
+        if place.deadline is not None and time() > place.deadline:
+            problems[run] = f"{LATE}: its patch probe was not begun"
+            continue
+        try:
+            probe = probe_run(
+                run.recipe, run.seed, place.source, place.out, resolve(place.device), workers=place.workers
+            )
+        except ValueError as error:
+            problems[run] = f"patch probe: {error}"
+        else:
+            say(f"[{number}/{len(to_do)}] patch probe of {names[run]}: {probe.seconds:.0f} s")
+    return problems
+
+
+def say(text: str) -> None:
+    """Prints at once, also into a file or pipe."""
+    print(text, flush=True)

@@ -1,0 +1,95 @@
+"""What a command would train, and what that would cost. No torch."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import json
+import os
+
+from dcvit.cost import estimated_seconds
+from dcvit.facts import as_json
+from dcvit.pages import duration
+from dcvit.recipe import Recipe
+from dcvit.runs import Run
+from dcvit.setting import Setting
+from dcvit.sources import DIGITS_TRAIN, IMAGENET_TRAIN, IMAGENETTE_TRAIN, Source
+from dcvit.tables import Results, Table
+
+IMAGES = {"imagenet1k": IMAGENET_TRAIN, "imagenette": IMAGENETTE_TRAIN, "digits": DIGITS_TRAIN}  # of training
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def estimate(recipe: Recipe, source: Source | None, *, gpu: bool) -> float:
+    """Seconds that a run takes, by arithmetic."""
+    images = recipe.train_images or (source.count("train") if source else IMAGES[recipe.images])
+    return estimated_seconds(recipe, images=images, gpu=gpu, cores=cores())
+
+
+def run_names(tables: Iterable[Table], twins: Mapping[Recipe, Recipe], runs: Sequence[Run]) -> dict[Run, str]:
+    """What to call a run: the first cell that shows it."""
+    several = len({run.seed for run in runs}) > 1
+    calls: dict[Recipe, str] = {}
+    cells = [cell for table in tables for cell in table.cells]
+    for cell in sorted(cells, key=lambda cell: "/" in cell.metric):  # a probed run is better known elsewhere
+        calls.setdefault(twins[cell.recipe], f"{cell.row}, {cell.column}")
+    return {
+        run: calls.get(run.recipe, f"before another, {run.id}") + (f", seed {run.seed}" if several else "")
+        for run in runs
+    }
+
+
+def print_plan(
+    tables: Sequence[Table],
+    results: Mapping[str, Results],
+    runs: Sequence[Run],
+    names: Mapping[Run, str],
+    seconds: Mapping[Run, float],
+    setting: Setting,
+    *,
+    unusable: Mapping[Run, str],
+) -> None:
+    """Says what each run is, whether it is done, and how long the rest takes."""
+    heading = ", ".join(table.name for table in tables)
+    done = {run for run in runs if any(run.id in found.records for found in results.values())}
+    gpu = setting.scale != "smoke"
+    left = sum(seconds[run] for run in runs if run not in done)
+    print(f"{heading}, scale {setting.scale}, images: {setting.in_words()}")
+    for run in runs:
+        state = "done" if run in done else "unusable record" if run in unusable else "to do"
+        print(f"  {run.id}  {names[run]:<28} {state:<16} about {duration(seconds[run])}")
+    machine = f"one H100 fed by {cores()} cores" if gpu else f"{cores()} cores"
+    print(
+        f"{len(runs)} runs, {len(done)} done; left: about {duration(left if gpu else left / cores())} on {machine} "
+        "(an estimate by arithmetic)"
+    )
+
+
+def plan_as_json(
+    tables: Sequence[Table],
+    results: Mapping[str, Results],
+    runs: Sequence[Run],
+    names: Mapping[Run, str],
+    seconds: Mapping[Run, float],
+) -> str:
+    """The facts of one table, or a list of those of several, with empty values, and the runs that are needed."""
+    done = {name for found in results.values() for name in found.records}
+    plan = [
+        {
+            "run": run.id,
+            "name": names[run],
+            "done": run.id in done,
+            "estimated_seconds": round(seconds[run]),
+        }
+        for run in runs
+    ]
+    facts = []
+    for table in tables:
+        of_table = as_json(table, results[table.name])
+        for cell in of_table["cells"]:
+            cell["values"], cell["best"] = [], []
+        facts.append(of_table)
+    if len(facts) == 1:
+        return json.dumps({**facts[0], "plan": plan}, indent=1)
+    return json.dumps({"tables": facts, "plan": plan}, indent=1)

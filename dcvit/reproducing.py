@@ -1,0 +1,252 @@
+"""A table's command: trains what has no record yet, then writes the pages. Help and plans start without torch."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import json
+from pathlib import Path
+import sys
+from time import time
+from typing import Any
+
+from dcvit import sources
+from dcvit.errors import (
+    DATA_OR_ENVIRONMENT,
+    DIVERGED,
+    NOT_REPRODUCED,
+    OK,
+    RESUMABLE,
+    RUN_FAILED,
+    USAGE,
+    DataError,
+    EnvironmentProblem,
+    unwritable,
+)
+from dcvit.facts import as_json
+from dcvit.files import write_text
+from dcvit.gather import patch_probes
+from dcvit.ledger import Record, UnusableRecord, move_aside
+from dcvit.making import LATE, make, probe_patches, say
+from dcvit.options import table_parser
+from dcvit.pages import render, summary
+from dcvit.planning import cores, estimate, plan_as_json, print_plan, run_names
+from dcvit.runs import Outcome, Place, Run, all_runs, finished
+from dcvit.setting import DEFAULT_SEEDS, Setting, of_source
+from dcvit.sources import Source, SplitName
+from dcvit.tables import Cell, Results, Table
+from dcvit.verdicts import judge
+
+
+def reproduce(*tables: Table, argv: Sequence[str] | None = None) -> int:
+    """Makes tables: trains what has no record, writes OUT/NAME.md and .json for each. Returns the exit code."""
+    parser = table_parser(tables)
+    arguments = parser.parse_args(argv)
+    if arguments.json and not arguments.plan:
+        parser.error("--json goes with --plan; without it the facts are in OUT/NAME.json")
+    return guarded(lambda: _reproduce(tables, arguments), out=_out(arguments))
+
+
+def guarded(command: Any, *, out: Path) -> int:
+    """The exit code of a command; what a user can do something about is said in one line."""
+    try:
+        return int(command())
+    except (DataError, EnvironmentProblem, UnusableRecord) as error:
+        return complain(error, DATA_OR_ENVIRONMENT)
+    except OSError as error:
+        return complain(unwritable(out, error), DATA_OR_ENVIRONMENT)
+    except ValueError as error:
+        return complain(error, USAGE)
+    except KeyboardInterrupt:
+        return complain("stopped; finished runs keep their records, the same command goes on from there", 130)
+
+
+def complain(problem: Any, code: int) -> int:
+    """Says what is wrong and returns the code."""
+    print(f"error: {problem}", file=sys.stderr)
+    return code
+
+
+def _reproduce(tables: Sequence[Table], arguments: argparse.Namespace) -> int:
+    wanted = wanted_cells(tables, arguments.only)
+    seeds = tuple(range(arguments.seeds or DEFAULT_SEEDS[arguments.scale]))
+    out, source = _out(arguments), _find(arguments)
+    if source is not None:
+        _require_enough(source, arguments)
+    setting = of_source(
+        arguments.scale, source, train_images=arguments.train_images, test_images=arguments.test_images
+    )
+    twins = setting.twins(cell.recipe for table in tables for cell in table.cells)
+    runs = all_runs((twins[cell.recipe] for cell in wanted), seeds)
+    place = Place(
+        source or Source("", "", ()),
+        out,
+        arguments.device,
+        _workers(arguments),
+        deadline=time() + 60 * arguments.minutes if arguments.minutes else None,
+    )
+    records, unusable = finished(all_runs(twins.values(), seeds), place) if source else ({}, {})
+    names = run_names(tables, twins, runs)
+
+    if arguments.plan:
+        results = {table.name: _results(table, setting, seeds, place, records, {}) for table in tables}
+        seconds = {run: estimate(run.recipe, source, gpu=arguments.scale != "smoke") for run in runs}
+        if arguments.json:
+            say(plan_as_json(tables, results, runs, names, seconds))
+        else:
+            print_plan(tables, results, runs, names, seconds, setting, unusable=unusable)
+        return OK
+
+    assert source is not None
+    _require_writable(out)
+    missing = [run for run in runs if run not in records]
+    for run in missing:
+        if run in unusable:
+            aside = move_aside(place.folder_of(run))
+            print(f"{unusable[run]}. Its folder is now {aside}; the run is made again.", file=sys.stderr)
+    outcomes = make(missing, place, arguments.jobs, names, records) if missing else {}
+    records |= {run: outcome.record for run, outcome in outcomes.items() if outcome.record}
+    problems = {run: outcome.problem for run, outcome in outcomes.items() if outcome.problem}
+    problems |= probe_patches(wanted, twins, seeds, records, place, names)
+
+    disappointing = []
+    for table in tables:
+        ended = _results(table, setting, seeds, place, records, problems)
+        _write(table, ended, out)
+        disappointing += [f"{table.name}: {what}" for what in judge(table, ended).disappointing]
+    code = _exit_code(list(outcomes.values()), problems)
+    if code == OK and arguments.strict and disappointing:
+        return complain("not reproduced: " + "; ".join(disappointing), NOT_REPRODUCED)
+    return code
+
+
+def wanted_cells(tables: Sequence[Table], names: Sequence[str]) -> list[Cell]:
+    """The cells of the rows and columns with these names; ValueError for a name that no table has."""
+    places = {name for table in tables for cell in table.cells for name in (cell.row, cell.column)}
+    if unknown := [name for name in names if name not in places]:
+        if len(tables) == 1:
+            tables[0].only(unknown)  # says what there is
+        raise ValueError(
+            f"--only {unknown[0]!r} is no row or column of any table; there are {', '.join(sorted(places))}"
+        )
+    chosen: list[Cell] = []
+    for table in tables:
+        here = [name for name in names if any(name in (cell.row, cell.column) for cell in table.cells)]
+        if here or not names:
+            chosen += table.only(here)
+    return chosen
+
+
+def _results(
+    table: Table,
+    setting: Setting,
+    seeds: tuple[int, ...],
+    place: Place,
+    records: Mapping[Run, Record],
+    problems: Mapping[Run, str],
+) -> Results:
+    """What there is for one of the tables."""
+    twins = setting.twins(cell.recipe for cell in table.cells)
+    runs = all_runs(twins.values(), seeds)
+    mine = {run: records[run] for run in runs if run in records}
+    return Results(
+        scale=setting.scale,
+        images=setting.in_words(),
+        seeds=seeds,
+        twins=twins,
+        records={run.id: record for run, record in mine.items()},
+        problems={run.id: problems[run] for run in runs if run in problems},
+        patch_probes=patch_probes((place.folder_of(run), record) for run, record in mine.items()),
+    )
+
+
+def _write(table: Table, results: Results, out: Path) -> None:
+    page, facts = out / f"{table.name}.md", out / f"{table.name}.json"
+    write_text(page, render(table, results))
+    write_text(facts, json.dumps(as_json(table, results), indent=1) + "\n")
+    say(summary(table, results))
+    say(f"\nEvery cell, what was assumed and what the scale changes: {page} and {facts}\n")
+
+
+# --- how it ended --------------------------------------------------------------------------
+
+
+def _exit_code(outcomes: Sequence[Outcome], problems: dict[Run, str]) -> int:
+    failed = [outcome for outcome in outcomes if outcome.record is None]
+    later = [outcome for outcome in failed if outcome.kind in ("paused", "postponed")]
+    unprobed = [problem for problem in problems.values() if problem.startswith("patch probe: ")]
+    late_probes = [problem for problem in problems.values() if problem.startswith(LATE)]
+    if hopeless := [outcome for outcome in failed if outcome.kind == "environment"]:
+        return complain(hopeless[0].problem, DATA_OR_ENVIRONMENT)
+    if len(failed) == len(later) and not unprobed:
+        if not later and not late_probes:
+            return OK
+        paused = sum(outcome.kind == "paused" for outcome in later)
+        return complain(
+            f"out of time: {paused} runs saved in the middle, {len(later) - paused} not begun, "
+            f"{len(late_probes)} not probed; "
+            "the same command goes on",
+            RESUMABLE,
+        )
+    own = [
+        outcome
+        for outcome in failed
+        if outcome not in later and not outcome.problem.startswith("not started")
+    ]
+    diverged = bool(own) and all(outcome.kind == "diverged" for outcome in own) and not unprobed
+    code = DIVERGED if diverged else RUN_FAILED
+    count = len(failed) - len(later) + len(unprobed)
+    many = f"{count} run{'s' if count > 1 else ''}"
+    if code == DIVERGED:
+        return complain(f"{many} without a record: what diverged would do so again; change the recipe", code)
+    return complain(f"{many} failed; the same command tries again", code)
+
+
+# --- what the arguments mean ---------------------------------------------------------------
+
+
+def _find(arguments: argparse.Namespace) -> Source | None:
+    """The images; for a plan without --data None where there are none, which is said."""
+    try:
+        try:
+            return sources.find(arguments.data, arguments.scale, download=not arguments.plan)
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or arguments.data} can't be read: {error.strerror or error}"
+            ) from error
+    except DataError as error:
+        if not arguments.plan or arguments.data is not None:
+            raise
+        print(f"note: {error}", file=sys.stderr)
+        return None
+
+
+def _require_enough(source: Source, arguments: argparse.Namespace) -> None:
+    asked: tuple[tuple[str, int | None, SplitName], ...] = (
+        ("--train-images", arguments.train_images, "train"),
+        ("--test-images", arguments.test_images, "val"),
+    )
+    for option, count, split in asked:
+        if count is not None and count > (there := source.count(split)):
+            raise DataError(
+                f"{option} {count}: {count} images asked for, {there} there are in {split} of "
+                f"{source.root or source.name}: ask for 1 to {there}"
+            )
+
+
+def _out(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.out or f"runs/{arguments.scale}")
+
+
+def _workers(arguments: argparse.Namespace) -> int:
+    """Loading processes: a CPU has enough to do without them, a GPU must not wait."""
+    if arguments.workers is not None:
+        return int(arguments.workers)
+    on_cpu = arguments.plan or (arguments.device or "") == "cpu" or arguments.scale == "smoke"
+    return 0 if on_cpu else cores()
+
+
+def _require_writable(out: Path) -> None:
+    try:
+        write_text(out / ".writable", "")
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise unwritable(out, error) from error
