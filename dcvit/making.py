@@ -13,8 +13,6 @@ from dcvit.runs import Outcome, Place, Run, estimated
 from dcvit.schedules import updates_per_epoch
 from dcvit.tables import Cell
 
-LATE = "out of time"  # how the problem of a probe begins that was not begun
-
 
 def make(
     runs: list[Run], place: Place, jobs: int | None, names: dict[Run, str], records: dict[Run, Record]
@@ -54,21 +52,23 @@ def probe_patches(
     records: dict[Run, Record],
     place: Place,
     names: dict[Run, str],
-) -> dict[Run, str]:
-    """Measures what Table 2 needs of finished runs, where that was not done yet. Returns what went wrong."""
+) -> tuple[dict[Run, str], int]:
+    """Measures what Table 2 needs of finished runs, where that was not done yet.
+
+    Returns what went wrong, and how many probes were not begun for lack of time.
+    """
     recipes = dict.fromkeys(twins[cell.recipe] for cell in cells if "/" in cell.metric)
     runs = [run for recipe in recipes for seed in seeds if (run := Run(recipe, seed)) in records]
     to_do = [run for run in runs if not patch_probes([(place.folder_of(run), records[run])])]
     if not to_do:
-        return {}
+        return {}, 0
     from dcvit.devices import resolve
     from dcvit.probing import probe_run
 
-    problems = {}
+    problems: dict[Run, str] = {}
     for number, run in enumerate(to_do, start=1):
         if place.deadline is not None and time() > place.deadline:
-            problems[run] = f"{LATE}: its patch probe was not begun"
-            continue
+            return problems, len(to_do) - number + 1
         try:
             probe = probe_run(
                 run.recipe, run.seed, place.source, place.out, resolve(place.device), workers=place.workers
@@ -77,7 +77,7 @@ def probe_patches(
             problems[run] = f"patch probe: {error}"
         else:
             say(f"[{number}/{len(to_do)}] patch probe of {names[run]}: {probe.seconds:.0f} s")
-    return problems
+    return problems, 0
 
 
 def say(text: str) -> None:

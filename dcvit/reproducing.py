@@ -25,7 +25,7 @@ from dcvit.facts import as_json
 from dcvit.files import write_text
 from dcvit.gather import patch_probes
 from dcvit.ledger import Record, UnusableRecord, move_aside
-from dcvit.making import LATE, make, probe_patches, say
+from dcvit.making import make, probe_patches, say
 from dcvit.options import table_parser
 from dcvit.pages import render, summary
 from dcvit.planning import cores, estimate, plan_as_json, print_plan, run_names
@@ -104,15 +104,16 @@ def _reproduce(tables: Sequence[Table], arguments: argparse.Namespace) -> int:
             print(f"{unusable[run]}. Its folder is now {aside}; the run is made again.", file=sys.stderr)
     outcomes = make(missing, place, arguments.jobs, names, records) if missing else {}
     records |= {run: outcome.record for run, outcome in outcomes.items() if outcome.record}
-    problems = {run: outcome.problem for run, outcome in outcomes.items() if outcome.problem}
-    problems |= probe_patches(wanted, twins, seeds, records, place, names)
+    problems = {run: outcome.problem for run, outcome in outcomes.items() if outcome.kind not in ("", *LATER)}
+    unprobed, late = probe_patches(wanted, twins, seeds, records, place, names)
+    problems |= unprobed
 
     disappointing = []
     for table in tables:
         ended = _results(table, setting, seeds, place, records, problems)
         _write(table, ended, out)
         disappointing += [f"{table.name}: {what}" for what in judge(table, ended).disappointing]
-    code = _exit_code(list(outcomes.values()), problems)
+    code = _exit_code(list(outcomes.values()), unprobed=len(unprobed), late=late)
     if code == OK and arguments.strict and disappointing:
         return complain("not reproduced: " + "; ".join(disappointing), NOT_REPRODUCED)
     return code
@@ -169,35 +170,39 @@ def _write(table: Table, results: Results, out: Path) -> None:
 # --- how it ended --------------------------------------------------------------------------
 
 
-def _exit_code(outcomes: Sequence[Outcome], problems: dict[Run, str]) -> int:
-    failed = [outcome for outcome in outcomes if outcome.record is None]
-    later = [outcome for outcome in failed if outcome.kind in ("paused", "postponed")]
-    unprobed = [problem for problem in problems.values() if problem.startswith("patch probe: ")]
-    late_probes = [problem for problem in problems.values() if problem.startswith(LATE)]
+LATER = ("paused", "postponed")  # how a run ends for lack of time
+
+
+def _exit_code(outcomes: Sequence[Outcome], *, unprobed: int, late: int) -> int:
+    """The code, after saying what it is about: `unprobed` patch probes failed, `late` were not begun in time."""
+    failed = [outcome for outcome in outcomes if outcome.record is None and outcome.kind not in LATER]
+    later = [outcome for outcome in outcomes if outcome.kind in LATER]
     if hopeless := [outcome for outcome in failed if outcome.kind == "environment"]:
         return complain(hopeless[0].problem, DATA_OR_ENVIRONMENT)
-    if len(failed) == len(later) and not unprobed:
-        if not later and not late_probes:
-            return OK
-        paused = sum(outcome.kind == "paused" for outcome in later)
-        return complain(
-            f"out of time: {paused} runs saved in the middle, {len(later) - paused} not begun, "
-            f"{len(late_probes)} not probed; "
-            "the same command goes on",
-            RESUMABLE,
-        )
-    own = [
-        outcome
-        for outcome in failed
-        if outcome not in later and not outcome.problem.startswith("not started")
-    ]
-    diverged = bool(own) and all(outcome.kind == "diverged" for outcome in own) and not unprobed
-    code = DIVERGED if diverged else RUN_FAILED
-    count = len(failed) - len(later) + len(unprobed)
+    if failed or unprobed:
+        return _failed(failed, unprobed)
+    if not later and not late:
+        return OK
+    if not late and all(outcome.kind == "postponed" for outcome in outcomes):
+        # nothing was done, and the same call would do nothing again
+        return complain(f"{later[0].problem}. Give more --minutes", USAGE)
+    paused = sum(outcome.kind == "paused" for outcome in later)
+    return complain(
+        f"out of time: {paused} runs saved in the middle, {len(later) - paused} not begun, {late} not probed; "
+        "the same command goes on",
+        RESUMABLE,
+    )
+
+
+def _failed(failed: Sequence[Outcome], unprobed: int) -> int:
+    own = [outcome for outcome in failed if not outcome.problem.startswith("not started")]
+    count = len(failed) + unprobed
     many = f"{count} run{'s' if count > 1 else ''}"
-    if code == DIVERGED:
-        return complain(f"{many} without a record: what diverged would do so again; change the recipe", code)
-    return complain(f"{many} failed; the same command tries again", code)
+    if not unprobed and all(outcome.kind == "diverged" for outcome in own):
+        return complain(
+            f"{many} without a record: what diverged would do so again; change the recipe", DIVERGED
+        )
+    return complain(f"{many} failed; the same command tries again", RUN_FAILED)
 
 
 # --- what the arguments mean ---------------------------------------------------------------

@@ -176,8 +176,9 @@ class Results:
         return [run_id(self.twins[cell.recipe], seed) for seed in self.seeds]
 
     def found(self, cell: Cell) -> list[Record]:
-        """The finished runs behind a cell."""
-        return [self.records[name] for name in self.ids(cell) if name in self.records]
+        """The finished runs behind a cell; for a number of the patch probe, those that it has probed."""
+        done = self.patch_probes if "/" in cell.metric else self.records
+        return [self.records[name] for name in self.ids(cell) if name in self.records and name in done]
 
     def values(self, cell: Cell, which: str = "last") -> list[float]:
         """The cell's numbers, one for each seed that has it; `which` is last or best."""

@@ -71,6 +71,8 @@ def _table(shown: Shown) -> dict[str, Any]:
         "short": short_name(table),
         "heading": table.heading,
         "epoch": _which_epoch(table),
+        "printed": any(cell.paper is not None for cell in table.cells),
+        "gains": bool(table.baseline),
         "unit": units[0] if len(units) == 1 else "",
         "groups": [
             _group(shown, name, [cell for cell in table.cells if cell.group == name])

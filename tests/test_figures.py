@@ -607,7 +607,7 @@ save(FIGURES["process of three"](), Path(sys.argv[1]), made_by=[maker(1)], scale
 
 
 def test_another_process_with_other_settings_gives_the_same_bytes(tmp_path):
-    (tmp_path / "matplotlibrc").write_text("font.size: 20\nsvg.hashsalt: other\nlines.linewidth: 7\n")
+    (tmp_path / "matplotlibrc").write_text("font.size: 20\nsvg.hashsalt: other\nxtick.direction: in\n")
     other = {**environment(), "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "PYTHONHASHSEED": "7"}
     subprocess.run(python("-c", SAVE, tmp_path / "theirs"), env=other, check=True)
     ours = save(drawn("process of three"), tmp_path / "ours", made_by=[maker(1)], scale="smoke")

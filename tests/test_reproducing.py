@@ -416,14 +416,32 @@ def test_only_may_name_what_one_of_several_tables_has(images, tmp_path, capsys):
     assert "no row or column of any table; there are baseline, model, other, ours" in capsys.readouterr().err
 
 
-def test_without_time_nothing_is_started_and_the_next_call_goes_on(call, tmp_path):
+def test_too_little_time_for_any_run_says_so_and_is_not_worth_another_call(call, tmp_path):
     code, _, errors = call("--minutes", "0.001")
-    assert code == RESUMABLE
-    assert "out of time" in errors
-    assert "the same command goes on" in errors
-    assert [cell["values"] for cell in facts_in(tmp_path)["cells"]] == [[], [], [], []]
+    assert code == USAGE
+    assert "not started: " in errors
+    assert "Give more --minutes" in errors
+    page = (tmp_path / "out" / "table99.md").read_text()
+    assert "not run (70.0)" in page
+    assert "failed" not in page
     assert call()[0] == OK
     assert [len(cell["values"]) for cell in facts_in(tmp_path)["cells"]] == [1, 1, 1, 1]
+
+
+def test_when_the_time_is_up_what_runs_is_saved_and_the_next_call_goes_on(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("dcvit.reproducing.time", lambda: 0.0)
+    monkeypatch.setattr("dcvit.launch.time", lambda: 0.0)
+    monkeypatch.setattr("dcvit.training.time", lambda: 60.0)  # the first look finds the minute up
+    code, _, errors = call("--minutes", "1")
+    assert code == RESUMABLE
+    assert "runs saved in the middle" in errors
+    assert "the same command goes on" in errors
+    assert any("state-" in name for name in files_below(tmp_path / "out"))
+    monkeypatch.undo()
+    monkeypatch.setattr(setting, "at_scale", lambda recipe, scale: recipe)
+    assert call()[0] == OK
+    assert [len(cell["values"]) for cell in facts_in(tmp_path)["cells"]] == [1, 1, 1, 1]
+    assert not any("state-" in name for name in files_below(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "1e3", "many"])
