@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from dcvit.ledger import Record
-from dcvit.pages import _gain, _mean, _number_verdict, _short, _signed, duration
+from dcvit.pages import duration, gain, mean, number_verdict, short, signed
 from dcvit.quantities import in_words, kind_of, value
 from dcvit.recipe import Recipe, as_data, differences
 from dcvit.tables import Cell, Results, Table
@@ -60,7 +60,7 @@ class Shown:
 
     def ours(self, cell: Cell) -> str:
         """The mean, with the standard deviation where there are several seeds, or why there is none."""
-        return _mean(self.results, cell)
+        return mean(self.results, cell)
 
     def paper(self, cell: Cell) -> str:
         """As the paper prints it; "" where it prints nothing."""
@@ -68,14 +68,14 @@ class Shown:
 
     def gain(self, cell: Cell) -> str:
         """Ours over ours; "" where either is missing, or the cell is a baseline."""
-        return _signed(_gain(self.table, self.results, cell), kind_of(cell.metric).digits)
+        return signed(gain(self.table, self.results, cell), kind_of(cell.metric).digits)
 
     def printed_gain(self, cell: Cell) -> str:
         """The paper's number over the paper's; "" where either is not printed."""
         over = self.table.baseline_of(cell)
         if over is None or cell.paper is None or over.paper is None:
             return ""
-        return _signed(cell.paper - over.paper, cell.digits)
+        return signed(cell.paper - over.paper, cell.digits)
 
 
 def look_at(id: str, table: Table, results: Results) -> Shown:
@@ -182,11 +182,11 @@ def _facts(shown: Shown, cell: Cell) -> Iterator[tuple[str, str]]:
     if (verdict := shown.judgement.numbers.get(cell)) is not None and verdict.estimate is not None:
         yield "verdict", verdict.word
         names = ("ours - paper", "90 % interval", "s", "df", "delta", "seeds to decide")
-        yield from zip(names, _number_verdict(cell, shown.judgement)[1:], strict=True)
+        yield from zip(names, number_verdict(cell, shown.judgement)[1:], strict=True)
 
 
 def _changes(old: Recipe, new: Recipe) -> list[list[str]]:
-    return [[name, _short(before), _short(after)] for name, (before, after) in differences(old, new).items()]
+    return [[name, short(before), short(after)] for name, (before, after) in differences(old, new).items()]
 
 
 def _fields(recipe: Recipe, calls: Mapping[Recipe, Call]) -> Iterator[list[str]]:
@@ -205,7 +205,7 @@ def _flat(prefix: str, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{prefix}{name}", str(entry["type"])
             yield from _flat(f"{prefix}{name}.", entry)
         elif name != "type":
-            yield f"{prefix}{name}", _short(entry)
+            yield f"{prefix}{name}", short(entry)
 
 
 def _run(record: Record, place: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import sys
 
 from dcvit.errors import DATA_OR_ENVIRONMENT, OK, DataError
-from dcvit.gather import find_run, of_images, read_all, results_of, setting_of
+from dcvit.gather import belonging, find_run, of_images, read_all, results_of, setting_of
 from dcvit.options import add_data, add_device, at_least_one
 from dcvit.reproducing import complain, guarded
 from dcvit.tables import Results, Table
@@ -141,16 +141,23 @@ def _default_places() -> list[Path]:
 
 def _studies(arguments: argparse.Namespace) -> list[tuple[Path, list[tuple[Table, Results]]]]:
     """Per folder what its records say of each table; what can't be used is said."""
-    studies = []
-    for place in _places(arguments):
-        filed, unusable = read_all(place)
+    read = {place: read_all(place) for place in _places(arguments)}
+    for _, unusable in read.values():
         for why in unusable.values():
             print(f"left out: {why}", file=sys.stderr)
-        filed = of_images(filed, arguments.fingerprint) if filed else filed
-        if not filed:
+    filed = [one for there, _ in read.values() for one in there]
+    chosen = of_images(filed, arguments.fingerprint) if filed else []
+    recipes = [cell.recipe for table in _tables() for cell in table.cells]
+    studies = []
+    for place in read:
+        here = [one for one in chosen if one.folder.is_relative_to(place)]
+        if not here:
             continue
-        setting = setting_of(_tables(), filed, place=place)
-        studies.append((place, [(table, results_of(table, setting, filed)) for table in _tables()]))
+        setting = setting_of(_tables(), here, place=place)
+        known = belonging(recipes, setting, here)
+        for folder in sorted({one.folder for one in here} - {one.folder for one in known}):
+            print(f"left out: {folder} belongs to no cell of a table of this version", file=sys.stderr)
+        studies.append((place, [(table, results_of(table, setting, known)) for table in _tables()]))
     return studies
 
 

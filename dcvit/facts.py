@@ -48,7 +48,7 @@ def _cell(cell: Cell, results: Results, judgement: Judgement) -> dict[str, Any]:
         "paper": cell.paper,
         "values": results.values(cell),
         "runs": [name for name in results.ids(cell) if name not in results.problems],
-        "best": results.values(cell, "best"),
+        "best": results.values(cell, "best") if cell.metric in ("top1", "top5") else [],
         "verdict": None if verdict is None else _number(verdict),
     }
 

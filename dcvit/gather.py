@@ -5,14 +5,14 @@ version's recipes. What is of another kind is refused and named.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dcvit import patch_probe
 from dcvit.errors import DataError
 from dcvit.ledger import Record, UnusableRecord, read
-from dcvit.recipe import Recipe, run_id
+from dcvit.recipe import Recipe, foreign_fields, id_of_data, run_id
+from dcvit.runs import all_runs
 from dcvit.scale import SCALES
 from dcvit.setting import DEFAULT_SEEDS, Setting, of_record
 from dcvit.tables import Results, Table
@@ -49,50 +49,67 @@ def _records_below(place: Path) -> list[Path]:
 
 
 def _require_this_version(path: Path, record: Record) -> None:
-    known, has = {field.name for field in fields(Recipe)} | {"type"}, record.recipe.keys()
-    if known != has:
+    odd = foreign_fields(record.recipe) if isinstance(record.recipe, dict) else {"recipe"}
+    if odd:
         raise UnusableRecord(
-            f"{path} was made by another version of dcvit: its recipe differs in {', '.join(sorted(known ^ has))}. "
+            f"{path} was made by another version of dcvit: its recipe differs in {', '.join(sorted(odd))}. "
             "Make the run again, or read it with the version that its record names"
+        )
+    if id_of_data(record.recipe, record.seed) != record.run_id:
+        raise UnusableRecord(
+            f"{path} is not what it was: its recipe and seed are not those of run {record.run_id}"
         )
 
 
 def setting_of(tables: Iterable[Table], filed: Sequence[Filed], *, place: Path) -> Setting:
-    """Scale and images of records that lie in one folder.
+    """Scale and images of records that lie in one folder; those of no table count for nothing.
 
     DataError if they are of several, naming two of them, or if none belongs to any table.
     """
     _require_one_data_set(filed, place)
-    recipes = dict.fromkeys(cell.recipe for table in tables for cell in table.cells)
-    matching: dict[str, tuple[Setting, Filed]] = {}
-    for scale in SCALES:
-        candidates = (of_record(scale, one.record) for one in _one_of_each_size(filed))
-        for setting in dict.fromkeys(chain.from_iterable(candidates)):
-            twins = set(setting.twins(recipes).values())
-            names = {run_id(twin, seed) for twin in twins for seed in {one.record.seed for one in filed}}
-            hits = [one for one in filed if one.record.run_id in names]
-            if hits:
-                matching.setdefault(scale, (setting, hits[0]))
-                break
+    recipes = list(dict.fromkeys(cell.recipe for table in tables for cell in table.cells))
+    candidates = dict.fromkeys(
+        setting
+        for scale in SCALES
+        for one in _one_of_each_size(filed)
+        for setting in of_record(scale, one.record)
+    )
+    matching = {setting: hits[0] for setting in candidates if (hits := belonging(recipes, setting, filed))}
     if not matching:
         raise DataError(f"{place} has {len(filed)} records, none of which belongs to a table of this version")
     if len(matching) > 1:
-        (one, (_, first)), (other, (_, second)), *_ = matching.items()
+        (one, first), (other, second), *_ = matching.items()
         raise DataError(
-            f"{place} has records of several scales: {first.folder} is of {one}, {second.folder} of {other}. "
-            "A table shows one scale: keep each in a folder of its own (--out)"
+            f"{place} has records of several scales or numbers of images: {first.folder} is of {_in_short(one)}, "
+            f"{second.folder} of {_in_short(other)}. A table shows one: keep each in a folder of its own (--out)"
         )
-    setting, _ = next(iter(matching.values()))
+    (setting,) = matching
     counts = [(one.record.data["train_images"], one.record.data["test_images"]) for one in filed]
     return replace(setting, counts=max(counts))  # fine-tuning may take fewer
 
 
+def belonging(recipes: Iterable[Recipe], setting: Setting, filed: Sequence[Filed]) -> list[Filed]:
+    """The records of runs that stand for these recipes of paper scale in a setting, and of runs those start from."""
+    twins = {run.recipe for run in all_runs(setting.twins(recipes).values(), (0,))}
+    names = {run_id(twin, seed) for twin in twins for seed in {one.record.seed for one in filed}}
+    return [one for one in filed if one.record.run_id in names]
+
+
+def _in_short(setting: Setting) -> str:
+    asked = [
+        f"{count:,} {what} images"
+        for count, what in ((setting.train_images, "training"), (setting.test_images, "test"))
+        if count is not None
+    ]
+    return " with ".join([f"scale {setting.scale}", *(["only " + ", ".join(asked)] if asked else [])])
+
+
 def _one_of_each_size(filed: Sequence[Filed]) -> list[Filed]:
     """One record for each number of images that recipes name."""
-    sizes = {
-        (one.record.recipe["train_images"], one.record.recipe["test_images"]): one for one in reversed(filed)
-    }
-    return list(reversed(sizes.values()))
+    sizes: dict[tuple[int | None, int | None], Filed] = {}
+    for one in filed:
+        sizes.setdefault((one.record.recipe["train_images"], one.record.recipe["test_images"]), one)
+    return list(sizes.values())
 
 
 def _require_one_data_set(filed: Sequence[Filed], place: Path) -> None:
@@ -129,9 +146,8 @@ def of_images(filed: Sequence[Filed], fingerprint: str | None) -> list[Filed]:
 def results_of(table: Table, setting: Setting, filed: Sequence[Filed]) -> Results:
     """What the records say of a table."""
     twins = setting.twins(cell.recipe for cell in table.cells)
-    seeds = tuple(sorted({one.record.seed for one in filed})) or tuple(range(DEFAULT_SEEDS[setting.scale]))
-    names = {run_id(twin, seed) for twin in twins.values() for seed in seeds}
-    behind = [one for one in filed if one.record.run_id in names]
+    behind = belonging(twins, setting, filed)
+    seeds = tuple(sorted({one.record.seed for one in behind})) or tuple(range(DEFAULT_SEEDS[setting.scale]))
     return Results(
         scale=setting.scale,
         images=setting.in_words(),

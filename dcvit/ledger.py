@@ -50,8 +50,16 @@ def folder_of(out: Path, recipe: Recipe, seed: int, fingerprint: str) -> Path:
 
 
 def write(folder: Path, record: Record) -> None:
-    """Writes the record in one move: readers see all of it or nothing."""
-    write_text(folder / "record.json", json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
+    """Writes the record in one move: readers see all of it or nothing. A line a field, and one an epoch."""
+    lines = [f'"{name}": {_lines(value)}' for name, value in asdict(record).items()]
+    write_text(folder / "record.json", "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _lines(value: Any) -> str:
+    """A value as JSON on one line, but a list of dicts (the evolution) with one each."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n " + ",\n ".join(json.dumps(entry, allow_nan=False) for entry in value) + "\n]"
+    return json.dumps(value, allow_nan=False)
 
 
 def read(folder: Path) -> Record:

@@ -75,7 +75,7 @@ def _facts_line(results: Results) -> str:
     facts = made_with(records)
     return (
         f"Scale {results.scale}; images: {results.images} (fingerprint {', '.join(facts['data_fingerprint'])}); "
-        f"{_count(facts['runs'], 'run')} of {_count(len(results.seeds), 'seed')} each, "
+        f"{count(facts['runs'], 'run')} of {count(len(results.seeds), 'seed')} each, "
         f"{duration(facts['seconds'])} "
         f"of training in all, begun {facts['started']}; device: {', '.join(facts['device'])}, "
         f"{', '.join(facts['precision'])}; torch {', '.join(facts['torch'])}, timm {', '.join(facts['timm'])}; "
@@ -88,28 +88,32 @@ def _facts_line(results: Results) -> str:
 
 def at_a_glance(table: Table, results: Results) -> str:
     """The table in the paper's shape, and below it, under headings, what the paper does not have."""
+    units = {kind_of(cell.metric).unit for cell in table.cells}
     parts = [
-        f"## At a glance\n\n{_which_epoch(table)}, mean over seeds, ours (the paper's number in brackets)"
-        + (f"; {unit}." if (unit := kind_of(table.cells[0].metric).unit) else ".")
+        f"## At a glance\n\n{which_epoch(table)}, mean over seeds, ours (the paper's number in brackets)"
+        + (f"; {units.pop()}." if len(units) == 1 else ".")
     ]
-    for group in _unique(cell.group for cell in table.cells):
+    for group in unique(cell.group for cell in table.cells):
         if group:
             parts.append(f"### Not in the paper: {group}")
         parts.append(_glance(table, results, [cell for cell in table.cells if cell.group == group]))
     return "\n\n".join(parts)
 
 
-def _which_epoch(table: Table) -> str:
-    probed = any("/" in cell.metric for cell in table.cells)
-    return "Weights of the best epoch on the test images" if probed else "Last epoch"
+def which_epoch(table: Table) -> str:
+    """Which epoch the numbers of a table are of, for the beginning of a sentence."""
+    if any("/" in cell.metric for cell in table.cells):
+        return "Weights of the best epoch on the test images"
+    accuracies = all(cell.metric in ("top1", "top5") for cell in table.cells)
+    return "Last epoch" if accuracies else "From the evolution of whole runs"
 
 
 def _glance(table: Table, results: Results, cells: Sequence[Cell]) -> str:
     at: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         at.setdefault((cell.row, cell.column), cell)  # of several metrics in a place the first is shown
-    rows, columns = _unique(row for row, _ in at), _unique(column for _, column in at)
-    facts = _unique(name for row in rows for name in table.row_facts.get(row, {}))
+    rows, columns = unique(row for row, _ in at), unique(column for _, column in at)
+    facts = unique(name for row in rows for name in table.row_facts.get(row, {}))
     two = columns[:1] == [table.baseline] and len(columns) == 2
     lines = [
         [
@@ -117,7 +121,7 @@ def _glance(table: Table, results: Results, cells: Sequence[Cell]) -> str:
             *(table.row_facts.get(row, {}).get(name, "") for name in facts),
             *(_here(results, at[row, columns[0]]) if facts else ()),
             *(_beside(results, at.get((row, column))) for column in columns),
-            *([_signed(_gain(table, results, at[row, columns[-1]]))] if two else []),
+            *([signed(gain(table, results, at[row, columns[-1]]))] if two else []),
         ]
         for row in rows
     ]
@@ -137,7 +141,7 @@ def _beside(results: Results, cell: Cell | None) -> str:
     if cell is None:
         return ""
     printed = "" if cell.paper is None else f" ({cell.paper:.{cell.digits}f})"
-    return _mean(results, cell) + printed
+    return mean(results, cell) + printed
 
 
 def _every_cell(table: Table, results: Results, judgement: Judgement) -> str:
@@ -156,12 +160,12 @@ def _every_cell(table: Table, results: Results, judgement: Judgement) -> str:
                 cell.column,
                 in_words(cell.metric),
                 "" if cell.paper is None else f"{cell.paper:.{cell.digits}f}",
-                _mean(results, cell),
-                _signed(paper_gain, cell.digits),
-                _signed(_gain(table, results, cell), digits),
+                mean(results, cell),
+                signed(paper_gain, cell.digits),
+                signed(gain(table, results, cell), digits),
                 f"{fmean(best):.{digits}f}" if best else "",
                 f"{len(results.values(cell))} of {len(results.seeds)}",
-                *(_number_verdict(cell, judgement) if judged else ()),
+                *(number_verdict(cell, judgement) if judged else ()),
             ]
         )
     head = ["row", "column", "number", "paper", "ours", "gain in the paper", "gain here", "best", "seeds"]
@@ -173,7 +177,7 @@ def _every_cell(table: Table, results: Results, judgement: Judgement) -> str:
         "paper": f" {NUMBER_RULE}",
     }[results.scale]
     return (
-        f"## Every cell\n\n{_which_epoch(table)}, mean over seeds, ± standard deviation where there are "
+        f"## Every cell\n\n{which_epoch(table)}, mean over seeds, ± standard deviation where there are "
         f"two or more. A gain is "
         "over the baseline beside it: the paper's over the paper's, ours over ours. Best is the best epoch "
         "on the test images, "
@@ -181,7 +185,7 @@ def _every_cell(table: Table, results: Results, judgement: Judgement) -> str:
     )
 
 
-def _number_verdict(cell: Cell, judgement: Judgement) -> list[str]:
+def number_verdict(cell: Cell, judgement: Judgement) -> list[str]:
     verdict = judgement.numbers.get(cell)
     if verdict is None:
         return [""] * 7
@@ -197,24 +201,25 @@ def _number_verdict(cell: Cell, judgement: Judgement) -> list[str]:
 def _measured(estimate: Estimate, spread: Spread, digits: int) -> list[str]:
     low, high = estimate.below(0.95), estimate.above(0.95)
     return [
-        _signed(estimate.value, digits),
+        signed(estimate.value, digits),
         f"{low:+.{digits}f} to {high:+.{digits}f}",
         f"{spread.sd:.{max(digits, 2)}f}",
         f"{estimate.df:g}",
     ]
 
 
-def _mean(results: Results, cell: Cell) -> str:
+def mean(results: Results, cell: Cell) -> str:
+    """The cell's mean over seeds, with the standard deviation where there are several; else why there is none."""
     values, digits = results.values(cell), kind_of(cell.metric).digits
     if not values:
         if any(name in results.problems for name in results.ids(cell)):
             return "failed"
         return "none found" if results.found(cell) else "not run"
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):.{digits}f}{spread}"
+    return f"{round(fmean(values), digits) + 0.0:.{digits}f}{spread}"  # + 0.0: there is no -0.00
 
 
-def _gain(table: Table, results: Results, cell: Cell) -> float | None:
+def gain(table: Table, results: Results, cell: Cell) -> float | None:
     """Mean of the cell over the mean of its baseline; None where either has no number."""
     over = table.baseline_of(cell)
     if over is None or not results.values(cell) or not results.values(over):
@@ -246,7 +251,7 @@ def _claims(table: Table, results: Results, judgement: Judgement) -> str:
 
 def _contrasts(claims: Sequence[ClaimVerdict]) -> str:
     lines = [
-        [f"`{found.claim.id}`", part.part.name, wanted(part.part), *_part_shown(part, found)]
+        [f"`{found.claim.id}`", part.part.name, wanted(part.part), *part_shown(part, found)]
         for found in claims
         for part in found.parts
     ]
@@ -266,8 +271,8 @@ def _contrasts(claims: Sequence[ClaimVerdict]) -> str:
     return _markdown(lines, head)
 
 
-def _part_shown(part: PartVerdict, claim: ClaimVerdict) -> list[str]:
-    seeds = "/".join(map(str, _unique(part.seeds)))
+def part_shown(part: PartVerdict, claim: ClaimVerdict) -> list[str]:
+    seeds = "/".join(map(str, unique(part.seeds)))
     if part.estimate is None or part.spread is None:
         return ["", "", "", "", seeds, "", "", ""]
     digits = kind_of(part.part.terms[0][1].metric).digits
@@ -351,9 +356,9 @@ def _scale_section(table: Table, results: Results) -> str:
     changed = scale_differences(table, results)
     if not changed:
         return ""
-    all_rows = _unique(cell.row for cell in table.cells)
+    all_rows = unique(cell.row for cell in table.cells)
     lines = [
-        [f"`{name}`", _short(old), _short(new), "all" if rows == all_rows else ", ".join(rows)]
+        [f"`{name}`", short(old), short(new), "all" if rows == all_rows else ", ".join(rows)]
         for name, old, new, rows in changed
     ]
     return f"## What scale {results.scale} changes\n\n" + _markdown(
@@ -369,27 +374,31 @@ def _markdown(lines: Sequence[Sequence[str]], head: Sequence[str]) -> str:
     )
 
 
-def _short(value: Any) -> str:
-    """
-    >>> _short(3e-4 + 1e-20), _short((2, 6)), _short(None)
+def short(value: Any) -> str:
+    """A value of a recipe.
+
+    >>> short(3e-4 + 1e-20), short((2, 6)), short(None)
     ('0.0003', '(2, 6)', 'None')
     """
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _unique(values: Iterable[Any]) -> list[Any]:
+def unique(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in the order of first appearance."""
     return list(dict.fromkeys(values))
 
 
-def _signed(value: float | None, digits: int = 2) -> str:
-    """
-    >>> _signed(0.6, 1), _signed(-0.25), _signed(None)
+def signed(value: float | None, digits: int = 2) -> str:
+    """A difference; "" for none.
+
+    >>> signed(0.6, 1), signed(-0.25), signed(None)
     ('+0.6', '-0.25', '')
     """
     return "" if value is None else f"{value:+.{digits}f}"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """A number of things, in words."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 

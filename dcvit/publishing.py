@@ -3,15 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 import shutil
-from typing import Any
 
 from dcvit import patch_probe
 from dcvit.errors import DataError
 from dcvit.files import write_text
-from dcvit.gather import Filed, read_all, results_of, setting_of
+from dcvit.gather import Filed, belonging, read_all, results_of, setting_of
 from dcvit.ledger import UnusableRecord
 from dcvit.pages import render
-from dcvit.recipe import run_id
 from dcvit.scale import Scale
 from dcvit.setting import OWN_IMAGES, Setting, of_nothing
 from dcvit.tables import Table
@@ -43,12 +41,15 @@ def publish(
             elif scale is not None:
                 images[scale] = one.record.data["fingerprint"]
                 chosen.append((one, into / scale / "records" / one.folder.name))
-    new = [(source, target) for one, folder in chosen for source, target in _files(one, folder)]
-    for source, target in new:
+    new: dict[Path, Path] = {}  # target -> source
+    for one, folder in chosen:
+        for source, target in _files(one, folder):
+            _require_same(source, new.setdefault(target, source))
+    for target, source in new.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
     render_all(tables, into)
-    return list(dict.fromkeys(target.parent for _, target in new)), refused
+    return list(dict.fromkeys(target.parent for target in new)), refused
 
 
 def _published_images(place: Path) -> str | None:
@@ -71,7 +72,10 @@ def _why_not_clean(one: Filed) -> str:
         probe = patch_probe.read(one.folder, one.record)
     except UnusableRecord as error:
         return f"has a patch probe that can't be trusted: {error}"
-    for what, environment in (("", one.record.environment), ("its patch probe ", probe and probe.environment)):
+    for what, environment in (
+        ("", one.record.environment),
+        ("its patch probe ", probe and probe.environment),
+    ):
         if environment and environment["commit"] is None:
             return f"{what}was not made from a git checkout: its code can't be named"
         if environment and environment["dirty"]:
@@ -102,12 +106,17 @@ def _files(one: Filed, folder: Path) -> list[tuple[Path, Path]]:
     """What of a run is to be copied where; nothing that is there already. DataError if something else is."""
     files = [(one.folder / name, folder / name) for name in FILES if (one.folder / name).exists()]
     for source, target in files:
-        if target.exists() and target.read_bytes() != source.read_bytes():
-            raise DataError(
-                f"{target} is published already and is not {source}: the same run was made twice. "
-                "Decide which one counts and remove the other by hand"
-            )
+        if target.exists():
+            _require_same(source, target)
     return [(source, target) for source, target in files if not target.exists()]
+
+
+def _require_same(one: Path, other: Path) -> None:
+    if one.read_bytes() != other.read_bytes():
+        raise DataError(
+            f"{other} and {one} are the same run, made twice, and say different things. Decide which one counts "
+            "and remove the other by hand"
+        )
 
 
 def render_all(tables: Sequence[Table], into: Path) -> None:
@@ -127,6 +136,10 @@ def pages(tables: Sequence[Table], into: Path) -> dict[Path, str]:
         if unusable:
             raise UnusableRecord("; ".join(unusable.values()))
         setting = published_setting(tables, filed, scale, into / scale)
+        for one in filed:
+            images = {scale: filed[0].record.data["fingerprint"]}
+            if why_not := _why_not_clean(one) or _why_not_of_scale(one, scale, images):
+                raise DataError(f"{one.folder} does not belong in {into}: it {why_not}")
         for table in tables:
             rendered[into / scale / f"{table.name}.md"] = render(table, results_of(table, setting, filed))
     return rendered
@@ -139,14 +152,8 @@ def published_setting(tables: Iterable[Table], filed: Sequence[Filed], scale: Sc
     setting = setting_of(tables, filed, place=place)
     if setting.scale != scale:
         raise DataError(f"{filed[0].folder} is of scale {setting.scale} and lies under {place}")
-    strangers = _strangers(tables, setting, filed)
-    if strangers:
-        raise DataError(f"{strangers[0].folder} belongs to no cell of a table at scale {scale}")
+    recipes = [cell.recipe for table in tables for cell in table.cells]
+    known = belonging(recipes, setting, filed)
+    if strangers := {one.folder for one in filed} - {one.folder for one in known}:
+        raise DataError(f"{min(strangers)} belongs to no cell of a table at scale {scale}")
     return setting
-
-
-def _strangers(tables: Iterable[Table], setting: Setting, filed: Sequence[Filed]) -> list[Filed]:
-    twins: Any = setting.twins(cell.recipe for table in tables for cell in table.cells).values()
-    bases = [twin.pretrained for twin in twins if twin.pretrained is not None]
-    names = {run_id(recipe, one.record.seed) for recipe in (*twins, *bases) for one in filed}
-    return [one for one in filed if one.record.run_id not in names]

@@ -15,6 +15,7 @@ from dcvit.curves import evolution
 from dcvit.ledger import Record
 from dcvit.recipe import Periods
 
+WAYS = {"attended": "most attended", "random": "random", "least": "least attended"}  # of choosing patches
 LATE = 250 / 300  # of training: the paper looks at epoch 250 of 300
 
 
@@ -50,6 +51,8 @@ def kind_of(metric: str) -> Kind:
     if metric in PROCESS:
         return KINDS[PROCESS[metric][0]]
     *place, last = metric.split("/")
+    if place and not (len(place) == 2 and place[0] in WAYS and place[1].isdecimal()):
+        raise KeyError(metric)
     kinds = (
         {"p": "p", "top1": "top1", "p_loss": "p", "top1_loss": "top1"}
         if place
@@ -73,8 +76,7 @@ def in_words(metric: str) -> str:
     if not place:
         return what
     way, k = place
-    of = {"attended": "most attended", "random": "random", "least": "least attended"}[way]
-    return f"{what}, {k} {of} patches erased"
+    return f"{what}, {k} {WAYS[way]} patches erased"
 
 
 def value(
@@ -88,7 +90,8 @@ def value(
     if metric in PROCESS:
         return PROCESS[metric][2](record)
     if "/" in metric:
-        return None if patch_probe is None else patch_probe[metric]
+        kind_of(metric)  # a name that nobody knows is a mistake, a k that was not probed is not
+        return None if patch_probe is None else patch_probe.get(metric)
     accuracies: dict[str, float] = getattr(record, which)
     return accuracies[metric]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 import hashlib
 import json
 from math import isfinite
@@ -347,14 +348,37 @@ def _as_data(value: Any, *, declared: str) -> Any:
     return float(value) if type(value) is int and "float" in declared else value
 
 
+@cache  # a page asks for each many times, and the JSON of a recipe is long
 def run_id(recipe: Recipe, seed: int) -> str:
     """12 hex digits that name a run.
 
     Every field counts, defaults too: a changed default is a changed experiment, and must not
     find the old one's result.
     """
-    text = json.dumps({"recipe": as_data(recipe), "seed": seed}, sort_keys=True)
+    return id_of_data(as_data(recipe), seed)
+
+
+def id_of_data(recipe: dict[str, Any], seed: int) -> str:
+    """The same from a recipe as data, as a record holds it."""
+    text = json.dumps({"recipe": recipe, "seed": seed}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def foreign_fields(data: Any) -> set[str]:
+    """Names in a recipe as data that this version does not have, and those that it lacks; empty for one of its own.
+
+    >>> foreign_fields({"type": "FixedAlpha", "strength": 0.8}) == {"alpha", "strength"}
+    True
+    """
+    if isinstance(data, list):
+        return set().union(*map(foreign_fields, data))
+    if not isinstance(data, dict):
+        return set()
+    kind = globals().get(str(data.get("type")))
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        return {str(data.get("type"))}
+    here = data.keys() ^ {"type", *(field.name for field in fields(kind))}
+    return here.union(*map(foreign_fields, data.values()))
 
 
 def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:

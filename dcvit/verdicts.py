@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from dcvit.quantities import Kind, kind_of
+from dcvit.quantities import Kind, in_words, kind_of
 from dcvit.statistics import (
     ClaimWord,
     Estimate,
@@ -81,7 +81,9 @@ class Judgement:
     def disappointing(self) -> list[str]:
         """What --strict objects to: numbers that are below, claims that are contradicted."""
         below = [
-            f"{cell.row}, {cell.column}" for cell, found in self.numbers.items() if found.word == "below"
+            f"{cell.row}, {cell.column}, {in_words(cell.metric)}"
+            for cell, found in self.numbers.items()
+            if found.word == "below"
         ]
         contradicted = [found.claim.id for found in self.claims if found.word == "contradicted"]
         return [*(f"below: {name}" for name in below), *(f"contradicted: {name}" for name in contradicted)]
@@ -127,7 +129,7 @@ def _number(cell: Cell, printed: float, results: Results, spreads: Mapping[str, 
     values = results.values(cell)
     if not values:
         return NumberVerdict(word="not run", delta=delta)
-    if results.scale != "paper":
+    if results.scale != "paper" or _is_of_some_images(results, cell):
         return NumberVerdict(word="smoke" if results.scale == "smoke" else "not comparable", delta=delta)
     spread = spreads[cell.metric]
     estimate = difference_from_print(values, printed, spread, rounding=cell.rounding)
@@ -142,6 +144,12 @@ def _number(cell: Cell, printed: float, results: Results, spreads: Mapping[str, 
         if word == "undecided"
         else None,
     )
+
+
+def _is_of_some_images(results: Results, cell: Cell) -> bool:
+    """Whether somebody asked for fewer images than the paper has."""
+    twin = results.twins[cell.recipe]
+    return (twin.train_images, twin.test_images) != (None, None)
 
 
 def _delta(kind: Kind) -> float:
@@ -163,7 +171,7 @@ def _part(
     seeds = tuple(len(values) for _, values in terms)
     if results.scale not in CLAIM_SCALES or not all(seeds) or _on_several_devices(part, results):
         return PartVerdict(part=part, seeds=seeds)
-    # the metrics of a contrast are of one kind; where they differ, the least known spread counts
+    # the metrics of a contrast are of one kind; where they differ, the largest spread counts
     spread = max((spreads[cell.metric] for _, cell in part.terms), key=lambda spread: spread.sd)
     estimate = contrast(terms, spread)
     return PartVerdict(

@@ -9,13 +9,13 @@ from dcvit.facts import made_with, scale_differences
 from dcvit.ledger import Record
 from dcvit.pages import (
     SMOKE_WARNING,
-    _count,
-    _number_verdict,
-    _part_shown,
-    _short,
-    _unique,
-    _which_epoch,
+    count,
     duration,
+    number_verdict,
+    part_shown,
+    short,
+    unique,
+    which_epoch,
 )
 from dcvit.quantities import in_words, kind_of
 from dcvit.recipe import Recipe
@@ -55,7 +55,7 @@ def _made(records: Sequence[Record], results: Results) -> Iterator[tuple[str, st
         yield "runs", "none has finished"
         return
     facts = made_with(records)
-    yield "runs", f"{facts['runs']:,} finished, of {_count(len(results.seeds), 'seed')} each"
+    yield "runs", f"{facts['runs']:,} finished, of {count(len(results.seeds), 'seed')} each"
     yield "training", f"{duration(facts['seconds'])} in all, begun {facts['started']}"
     yield "device", f"{', '.join(facts['device'])}; {', '.join(facts['precision'])}"
     yield "versions", f"torch {', '.join(facts['torch'])}; timm {', '.join(facts['timm'])}"
@@ -65,18 +65,18 @@ def _made(records: Sequence[Record], results: Results) -> Iterator[tuple[str, st
 
 def _table(shown: Shown) -> dict[str, Any]:
     table, results = shown.table, shown.results
-    units = _unique(kind_of(cell.metric).unit for cell in table.cells)
+    units = unique(kind_of(cell.metric).unit for cell in table.cells)
     return {
         "id": shown.id,
         "short": short_name(table),
         "heading": table.heading,
-        "epoch": _which_epoch(table),
+        "epoch": which_epoch(table),
         "printed": any(cell.paper is not None for cell in table.cells),
         "gains": bool(table.baseline),
         "unit": units[0] if len(units) == 1 else "",
         "groups": [
             _group(shown, name, [cell for cell in table.cells if cell.group == name])
-            for name in _unique(cell.group for cell in table.cells)
+            for name in unique(cell.group for cell in table.cells)
         ],
         "claims": [_claim(shown, found) for found in shown.judgement.claims],
         "numbers": [_number(shown, cell) for cell in table.cells if cell.paper is not None]
@@ -86,9 +86,9 @@ def _table(shown: Shown) -> dict[str, Any]:
         "changes": [
             (
                 name,
-                _short(old),
-                _short(new),
-                "all" if rows == _unique(cell.row for cell in table.cells) else ", ".join(rows),
+                short(old),
+                short(new),
+                "all" if rows == unique(cell.row for cell in table.cells) else ", ".join(rows),
             )
             for name, old, new, rows in scale_differences(table, results)
         ],
@@ -104,12 +104,12 @@ def _sort(cell: Cell) -> str:
 def _group(shown: Shown, name: str, cells: Sequence[Cell]) -> dict[str, Any]:
     """A part of the table in the paper's shape: a heading for each column, and below it for each kind of number."""
     at = {(cell.row, cell.column, _sort(cell)): cell for cell in reversed(cells)}
-    places = _unique((cell.column, _sort(cell)) for cell in cells)
-    columns = _unique(column for column, _ in places)
+    places = unique((cell.column, _sort(cell)) for cell in cells)
+    columns = unique(column for column, _ in places)
     places.sort(key=lambda place: columns.index(place[0]))
     heads = {place: next(cell for cell in cells if (cell.column, _sort(cell)) == place) for place in places}
-    rows = _unique(cell.row for cell in cells)
-    facts = _unique(fact for row in rows for fact in shown.table.row_facts.get(row, {}))
+    rows = unique(cell.row for cell in cells)
+    facts = unique(fact for row in rows for fact in shown.table.row_facts.get(row, {}))
     units = len({kind_of(cell.metric).unit for cell in shown.table.cells}) > 1
     return {
         "name": name,
@@ -178,7 +178,7 @@ def _contrasts(claim: ClaimVerdict, name: str, axis: Axis) -> dict[str, Any]:
             {
                 "name": part.part.name,
                 "wanted": wanted(part.part),
-                "shown": _part_shown(part, claim),
+                "shown": part_shown(part, claim),
                 "drawn": whisker(part, axis),
                 "title": _in_words(part, claim),
             }
@@ -188,7 +188,7 @@ def _contrasts(claim: ClaimVerdict, name: str, axis: Axis) -> dict[str, Any]:
 
 
 def _number(shown: Shown, cell: Cell) -> dict[str, Any]:
-    word, *measured = _number_verdict(cell, shown.judgement)
+    word, *measured = number_verdict(cell, shown.judgement)
     return {
         "place": (cell.row, cell.column, in_words(cell.metric)),
         "paper": shown.paper(cell),
@@ -200,7 +200,7 @@ def _number(shown: Shown, cell: Cell) -> dict[str, Any]:
 
 def _in_words(part: PartVerdict, claim: ClaimVerdict) -> str:
     """What the drawing of a contrast says, for those who do not see it, and on hover."""
-    estimate, bounds, *_ = _part_shown(part, claim)
+    estimate, bounds, *_ = part_shown(part, claim)
     measured = f"estimate {estimate}, 95 % bounds {bounds}" if estimate else "nothing measured"
     return f"{part.part.name}: {measured}; wanted: {wanted(part.part)}"
 

@@ -26,7 +26,7 @@ DIGITS = {
 
 
 def evolution(epochs, *, probed=True):
-    """Logistic shares around 0.3 of training, 0.06 of it wide; a look of the difficulty probe after every fifth epoch."""
+    """Logistic shares around 0.3 of training, 0.06 of it wide; the difficulty probe looks every fifth epoch."""
     entries = []
     for epoch in range(1, epochs + 1):
         easy = 0.8 / (1 + exp(-(epoch / epochs - 0.3) / 0.06))

@@ -236,7 +236,7 @@ def test_two_scales_in_one_folder_are_refused_and_named(tmp_path):
         setting_of(TABLES, read(tmp_path), place=tmp_path)
     message = str(caught.value)
     assert f"{tmp_path} has records of several scales" in message
-    assert f"{first} is of smoke, {second} of small" in message
+    assert f"{first} is of scale smoke, {second} of scale small" in message
     assert "--out" in message
 
 
@@ -456,3 +456,38 @@ def test_a_damaged_record_is_not_read_as_a_run(two):
     for name in (record.run_id, str(folder)):
         with pytest.raises(UnusableRecord, match="cut off or damaged"):
             find_run(name, places=places)
+
+
+# --- what would vanish without a word ------------------------------------------------------
+
+
+def test_two_numbers_of_images_in_one_folder_are_refused_and_named(tmp_path):
+    whole, some = (
+        made(DEIT_T, setting) for setting in (own("smoke"), replace(own("smoke"), train_images=600))
+    )
+    first, second = write(tmp_path, whole, replace(some, data=whole.data))
+    with pytest.raises(DataError) as caught:
+        setting_of(TABLES, read(tmp_path), place=tmp_path)
+    assert f"{first} is of scale smoke, {second} of scale smoke with only 600 training images" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda recipe: {**recipe, "epochs": 7}, "is not what it was"),
+        (lambda recipe: {**recipe, "augmentation": {"type": "Augmentation"}}, "flip"),
+        (lambda recipe: {**recipe, "alpha": {"type": "WarmAlpha"}}, "WarmAlpha"),
+        (lambda recipe: None, "differs in recipe"),
+    ],
+    ids=["edited", "a part of another version", "an unknown kind", "none"],
+)
+def test_a_record_whose_recipe_is_not_that_of_its_run_is_named_and_left_out(tmp_path, change, words):
+    good, odd = made(DEIT_T, own("small")), made(DEIT_S, own("small"))
+    folder, bad = write(tmp_path, good, odd)
+    ledger.write(bad, replace(odd, recipe=change(odd.recipe)))
+    filed, unusable = read_all(tmp_path)
+    assert [one.folder for one in filed] == [folder]
+    assert list(unusable) == [bad / "record.json"]
+    assert words in unusable[bad / "record.json"]

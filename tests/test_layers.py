@@ -35,7 +35,7 @@ NO_TORCH = {
     "facts": {"ledger", "quantities", "recipe", "statistics", "tables", "verdicts"},
     "pages": {"facts", "ledger", "quantities", "statistics", "tables", "verdicts"},
     "setting": {"ledger", "recipe", "scale", "sources"},
-    "gather": {"errors", "ledger", "patch_probe", "recipe", "scale", "setting", "tables"},
+    "gather": {"errors", "ledger", "patch_probe", "recipe", "runs", "scale", "setting", "tables"},
     "publishing": {
         *(
             "errors",

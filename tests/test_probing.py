@@ -492,6 +492,19 @@ def test_a_checkpoint_is_probed_on_so_many_images_in_batches_of_any_size(file, w
         probe_checkpoint(NAME, file, wide, images=7, device=CPU)
 
 
+def test_a_checkpoints_model_sees_batches_as_large_as_asked_for(file, wide, monkeypatch):
+    sizes = []
+
+    def watched_model(*arguments, make=timm.create_model, **options):
+        model = make(*arguments, **options)
+        model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        return model
+
+    monkeypatch.setattr(timm, "create_model", watched_model)
+    probe_checkpoint(NAME, file, wide, ks=[0], batch=4, device=CPU)
+    assert sizes == [4, 2]
+
+
 def test_probing_a_checkpoint_writes_nothing_and_leaves_the_world_alone(file, wide, tmp_path):
     before, files = torch.get_rng_state(), files_below(tmp_path)
     first = probe_checkpoint(NAME, file, wide, images=2, device=CPU)

@@ -519,7 +519,11 @@ def test_disappointing_are_numbers_below_and_claims_contradicted_and_nothing_els
         "static": "above",
     }
     assert [verdict.word for verdict in found.claims] == ["contradicted", "holds"]
-    assert found.disappointing == ["below: vanilla, model", "below: dynamic, model", "contradicted: worse"]
+    assert found.disappointing == [
+        "below: vanilla, model, top-1",
+        "below: dynamic, model, top-1",
+        "contradicted: worse",
+    ]
 
 
 def test_nothing_that_is_undecided_or_not_run_disappoints():
