@@ -10,11 +10,11 @@ from statistics import fmean
 from typing import Any
 
 from dcvit.ledger import Record
-from dcvit.pages import duration, gain, mean, number_verdict, short, signed
 from dcvit.quantities import in_words, kind_of, value
 from dcvit.recipe import Recipe, as_data, differences
 from dcvit.tables import Cell, Results, Table
 from dcvit.verdicts import Judgement, judge
+from dcvit.wording import duration, gain, mean, number_verdict, short, signed
 
 
 @dataclass(frozen=True, kw_only=True)

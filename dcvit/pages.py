@@ -1,7 +1,7 @@
 """A table's results as a GitHub markdown page: the paper's numbers beside ours, and the claims. No torch."""
 
-from collections.abc import Iterable, Sequence
-from statistics import fmean, stdev
+from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import Any
 
 from tabulate import tabulate
@@ -9,30 +9,23 @@ from tabulate import tabulate
 from dcvit.facts import made_with, scale_differences
 from dcvit.ledger import Record
 from dcvit.quantities import in_words, kind_of
-from dcvit.statistics import Estimate, Spread, agreement
+from dcvit.statistics import agreement
 from dcvit.tables import Cell, Results, Table
-from dcvit.verdicts import ClaimVerdict, Judgement, PartVerdict, judge, wanted
-
-SMOKE_WARNING = (
-    "**Scale smoke: these numbers prove that the code runs. They say nothing about the paper.** "
-    "The networks are toys, the images are {images}, and a run takes seconds."
-)
-RULE = (
-    "The standard deviation s is pooled over the table's cells with a weak prior worth four degrees of freedom. A "
-    "claim holds if each of its contrasts is above 0 (or above and below what is said) by a one-sided test "
-    "at 5 %, corrected for the number "
-    "of claims in the table (Holm); it is contradicted if the upper 95 % bound of a contrast lies below "
-    "half the size that the "
-    "paper gives (where it gives none: below 0), at 5 % shared among a claim's contrasts. Both can be true "
-    "at once: it holds, and is smaller than half. "
-    "The bounds shown are one-sided at 95 % each and not corrected. The last column says how many seeds of "
-    "every run would decide, "
-    "should estimate and spread stay as they are."
-)
-NUMBER_RULE = (
-    "A number is reproduced if the 90 % interval of our mean minus the printed value lies within ±delta, "
-    "which counts the paper's own run and its "
-    "rounding as uncertain, too; below or above, if it lies wholly outside."
+from dcvit.verdicts import ClaimVerdict, Judgement, judge, wanted
+from dcvit.wording import (
+    NUMBER_RULE,
+    RULE,
+    SMOKE_WARNING,
+    count,
+    duration,
+    gain,
+    mean,
+    number_verdict,
+    part_shown,
+    short,
+    signed,
+    unique,
+    which_epoch,
 )
 
 
@@ -100,33 +93,40 @@ def at_a_glance(table: Table, results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def which_epoch(table: Table) -> str:
-    """Which epoch the numbers of a table are of, for the beginning of a sentence."""
-    if any("/" in cell.metric for cell in table.cells):
-        return "Weights of the best epoch on the test images"
-    accuracies = all(cell.metric in ("top1", "top5") for cell in table.cells)
-    return "Last epoch" if accuracies else "From the evolution of whole runs"
-
-
 def _glance(table: Table, results: Results, cells: Sequence[Cell]) -> str:
-    at: dict[tuple[str, str], Cell] = {}
+    at: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
-        at.setdefault((cell.row, cell.column), cell)  # of several metrics in a place the first is shown
+        at.setdefault((cell.row, cell.column), []).append(cell)
     rows, columns = unique(row for row, _ in at), unique(column for _, column in at)
     facts = unique(name for row in rows for name in table.row_facts.get(row, {}))
     two = columns[:1] == [table.baseline] and len(columns) == 2
+    numbers = range(max(map(len, at.values())))  # of a place: top-1, and in some tables top-5
+
+    def told(number: int) -> str:
+        """What follows a heading where a place has several numbers."""
+        return f", {in_words(at[rows[0], columns[0]][number].metric)}" if len(numbers) > 1 else ""
+
+    def shown(row: str) -> Iterator[str]:
+        for number in numbers:
+            there = [at.get((row, column), [])[number:] for column in columns]
+            yield from (_beside(results, cells[0]) if cells else "" for cells in there)
+            if two:
+                yield signed(gain(table, results, there[-1][0]))
+
     lines = [
         [
             row,
             *(table.row_facts.get(row, {}).get(name, "") for name in facts),
-            *(_here(results, at[row, columns[0]]) if facts else ()),
-            *(_beside(results, at.get((row, column))) for column in columns),
-            *([signed(gain(table, results, at[row, columns[-1]]))] if two else []),
+            *(_here(results, at[row, columns[0]][0]) if facts else ()),
+            *shown(row),
         ]
         for row in rows
     ]
-    here = ["parameters here", "resolution here"] if facts else []
-    return _markdown(lines, ["", *facts, *here, *columns, *(["gain here"] if two else [])])
+    head = ["", *facts, *(["parameters here", "resolution here"] if facts else [])]
+    for number in numbers:
+        head += [f"{column}{told(number)}" for column in columns]
+        head += [f"gain here{told(number)}"] if two else []
+    return _markdown(lines, head)
 
 
 def _here(results: Results, cell: Cell) -> tuple[str, str]:
@@ -136,10 +136,8 @@ def _here(results: Results, cell: Cell) -> tuple[str, str]:
     return (f"{found[0].parameters / 1e6:.3g}M" if found else ""), f"{twin.resolution} px"
 
 
-def _beside(results: Results, cell: Cell | None) -> str:
-    """Ours, and the paper's in brackets; "" where the table has no such cell."""
-    if cell is None:
-        return ""
+def _beside(results: Results, cell: Cell) -> str:
+    """Ours, and the paper's in brackets."""
     printed = "" if cell.paper is None else f" ({cell.paper:.{cell.digits}f})"
     return mean(results, cell) + printed
 
@@ -185,48 +183,6 @@ def _every_cell(table: Table, results: Results, judgement: Judgement) -> str:
     )
 
 
-def number_verdict(cell: Cell, judgement: Judgement) -> list[str]:
-    verdict = judgement.numbers.get(cell)
-    if verdict is None:
-        return [""] * 7
-    if verdict.estimate is None or verdict.spread is None:
-        return [verdict.word, "", "", "", "", f"{verdict.delta:g}", ""]
-    shown = _measured(verdict.estimate, verdict.spread, kind_of(cell.metric).digits)
-    seeds = "" if verdict.seeds_to_decide is None else str(verdict.seeds_to_decide)
-    if verdict.word == "undecided" and not seeds:
-        seeds = "over 1,000"
-    return [f"**{verdict.word}**", *shown, f"{verdict.delta:g}", seeds]
-
-
-def _measured(estimate: Estimate, spread: Spread, digits: int) -> list[str]:
-    low, high = estimate.below(0.95), estimate.above(0.95)
-    return [
-        signed(estimate.value, digits),
-        f"{low:+.{digits}f} to {high:+.{digits}f}",
-        f"{spread.sd:.{max(digits, 2)}f}",
-        f"{estimate.df:g}",
-    ]
-
-
-def mean(results: Results, cell: Cell) -> str:
-    """The cell's mean over seeds, with the standard deviation where there are several; else why there is none."""
-    values, digits = results.values(cell), kind_of(cell.metric).digits
-    if not values:
-        if any(name in results.problems for name in results.ids(cell)):
-            return "failed"
-        return "none found" if results.found(cell) else "not run"
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{round(fmean(values), digits) + 0.0:.{digits}f}{spread}"  # + 0.0: there is no -0.00
-
-
-def gain(table: Table, results: Results, cell: Cell) -> float | None:
-    """Mean of the cell over the mean of its baseline; None where either has no number."""
-    over = table.baseline_of(cell)
-    if over is None or not results.values(cell) or not results.values(over):
-        return None
-    return fmean(results.values(cell)) - fmean(results.values(over))
-
-
 # --- the claims ----------------------------------------------------------------------------
 
 
@@ -269,21 +225,6 @@ def _contrasts(claims: Sequence[ClaimVerdict]) -> str:
         "seeds to decide",
     ]
     return _markdown(lines, head)
-
-
-def part_shown(part: PartVerdict, claim: ClaimVerdict) -> list[str]:
-    seeds = "/".join(map(str, unique(part.seeds)))
-    if part.estimate is None or part.spread is None:
-        return ["", "", "", "", seeds, "", "", ""]
-    digits = kind_of(part.part.terms[0][1].metric).digits
-    decide = "over 1,000" if part.seeds_to_decide is None else str(part.seeds_to_decide)
-    return [
-        *_measured(part.estimate, part.spread, digits),
-        seeds,
-        f"{part.p:.2g}",
-        f"{claim.p_holm:.2g}",
-        decide,
-    ]
 
 
 # --- image by image ------------------------------------------------------------------------
@@ -372,41 +313,3 @@ def _markdown(lines: Sequence[Sequence[str]], head: Sequence[str]) -> str:
     return tabulate(
         escaped, [name.replace("|", "\\|") for name in head], tablefmt="github", disable_numparse=True
     )
-
-
-def short(value: Any) -> str:
-    """A value of a recipe.
-
-    >>> short(3e-4 + 1e-20), short((2, 6)), short(None)
-    ('0.0003', '(2, 6)', 'None')
-    """
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def unique(values: Iterable[Any]) -> list[Any]:
-    """Each value once, in the order of first appearance."""
-    return list(dict.fromkeys(values))
-
-
-def signed(value: float | None, digits: int = 2) -> str:
-    """A difference; "" for none.
-
-    >>> signed(0.6, 1), signed(-0.25), signed(None)
-    ('+0.6', '-0.25', '')
-    """
-    return "" if value is None else f"{value:+.{digits}f}"
-
-
-def count(number: int, noun: str) -> str:
-    """A number of things, in words."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> duration(42), duration(600), duration(86400)
-    ('42 s', '10 min', '24.0 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -6,12 +6,12 @@ import os
 
 from dcvit.cost import estimated_seconds
 from dcvit.facts import as_json
-from dcvit.pages import duration
 from dcvit.recipe import Recipe
 from dcvit.runs import Run
 from dcvit.setting import Setting
 from dcvit.sources import DIGITS_TRAIN, IMAGENET_TRAIN, IMAGENETTE_TRAIN, Source
 from dcvit.tables import Results, Table
+from dcvit.wording import duration
 
 IMAGES = {"imagenet1k": IMAGENET_TRAIN, "imagenette": IMAGENETTE_TRAIN, "digits": DIGITS_TRAIN}  # of training
 

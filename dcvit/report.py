@@ -21,9 +21,9 @@ from dcvit.behind import behind, calls_of, look_at
 from dcvit.charts import WIDTH
 from dcvit.errors import EnvironmentProblem
 from dcvit.files import write_text
-from dcvit.pages import NUMBER_RULE, RULE
 from dcvit.tables import Results, Table
 from dcvit.views import LOOKS, charts_of, counts, overview, study_of
+from dcvit.wording import NUMBER_RULE, RULE
 
 try:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

@@ -7,7 +7,11 @@ from dcvit.behind import Call, Shown, short_name
 from dcvit.charts import Axis, axes, curve, schedules, unit, whisker
 from dcvit.facts import made_with, scale_differences
 from dcvit.ledger import Record
-from dcvit.pages import (
+from dcvit.quantities import in_words, kind_of
+from dcvit.recipe import Recipe
+from dcvit.tables import Cell, Results
+from dcvit.verdicts import ClaimVerdict, PartVerdict, wanted
+from dcvit.wording import (
     SMOKE_WARNING,
     count,
     duration,
@@ -17,10 +21,6 @@ from dcvit.pages import (
     unique,
     which_epoch,
 )
-from dcvit.quantities import in_words, kind_of
-from dcvit.recipe import Recipe
-from dcvit.tables import Cell, Results
-from dcvit.verdicts import ClaimVerdict, PartVerdict, wanted
 
 LOOKS = {  # word -> colour (a class of report.css) and the sign before it: never colour alone
     "reproduced": ("good", "✓"),

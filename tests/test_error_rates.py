@@ -25,7 +25,7 @@ from dcvit.tables import Cell, Claim, Results, Table, more
 from dcvit.verdicts import judge
 from tests.helpers import record_of, tiny
 
-TABLES = 20_000  # simulated for every figure, here and in VERDICTS.md
+TABLES = 20_000  # simulated for every figure, here and where the rule was first described
 PRIOR, SIZE, DELTA, STEP = 0.15, 0.6, 0.5, 0.1  # STEP: of the paper's rounding
 
 # --- the simulation: functions of s that return a word for every table ----------------------
@@ -130,7 +130,7 @@ NONE = [0.0] * 8
 
 # what is true, how it is simulated, the word, and how often it is said at s = .10 / .15 / .20
 PAPER = (0.10, 0.15, 0.20)
-FROM_VERDICTS = [
+AS_DESCRIBED = [
     ("no gain", claim(0), "holds", ".038 / .051 / .055"),
     ("a gain of .6", claim(0.6), "holds", "1.00 / .999 / .98"),
     ("a gain of .3", claim(0.3), "holds", ".97 / .77 / .59"),
@@ -138,7 +138,7 @@ FROM_VERDICTS = [
     ("exact replication", number(0), "below", ".000 / .000 / .000"),
     ("off by -.5", number(-0.5), "reproduced", ".041 / .049 / .051"),
 ]
-# The same, from 400,000 tables. For eight true-null rows VERDICTS.md has .30 and .034 without saying at what s. No
+# The same, from 400,000 tables. For eight true-null rows the first description has .30 and .034 without saying at what s. No
 # table of 3 seeds and one of these s has both; 5 seeds at s = .10 have .30 and .037.
 FROM_HERE = [
     ("no gain", claim(0), "contradicted", ".954 / .777 / .579"),
@@ -171,7 +171,7 @@ FROM_HERE_AT_SMALL = [
 FIGURES = [
     pytest.param(simulated, s, word, figure, tables, id=f"{what}: {word} at s = {s:g}")
     for rows, spreads, tables in (
-        (FROM_VERDICTS, PAPER, 20_000),
+        (AS_DESCRIBED, PAPER, 20_000),
         (FROM_HERE, PAPER, 400_000),
         (FROM_HERE_AT_SMALL, SMALL, 400_000),
     )
@@ -189,7 +189,7 @@ def test_the_rule_errs_as_often_as_is_said(simulated, s, word, figure, tables):
 
 
 def test_without_a_rule_a_third_of_perfect_replications_would_be_rejected():
-    """One seed, and "it is reproduced if it lies within 0.2 points", of which VERDICTS.md says 35 %."""
+    """One seed, and "it is reproduced if it lies within 0.2 points", which the first description says errs in 35 %."""
     truth, paper = printed(0.15)
     rejected = np.mean(np.abs(runs(0.15)[0, 0] + truth - paper) > 0.2)
     assert rejected == pytest.approx(0.35, rel=0, abs=3 * sqrt(2 * 0.35 * 0.65 / TABLES) + 0.005)

@@ -33,7 +33,8 @@ NO_TORCH = {
     "tables": {"ledger", "quantities", "recipe", "statistics"},
     "verdicts": {"quantities", "statistics", "tables"},
     "facts": {"ledger", "quantities", "recipe", "statistics", "tables", "verdicts"},
-    "pages": {"facts", "ledger", "quantities", "statistics", "tables", "verdicts"},
+    "wording": {"quantities", "statistics", "tables", "verdicts"},
+    "pages": {"facts", "ledger", "quantities", "statistics", "tables", "verdicts", "wording"},
     "setting": {"ledger", "recipe", "scale", "sources"},
     "gather": {"errors", "ledger", "patch_probe", "recipe", "runs", "scale", "setting", "tables"},
     "publishing": {
@@ -62,14 +63,14 @@ NO_TORCH = {
             "tables",
         ),
     },
-    "behind": {"ledger", "pages", "quantities", "recipe", "tables", "verdicts"},
+    "behind": {"ledger", "quantities", "recipe", "tables", "verdicts", "wording"},
     "charts": {"curves", "ledger", "quantities", "recipe", "schedules", "statistics", "verdicts"},
     "views": {
-        *("behind", "charts", "facts", "ledger", "pages", "quantities", "recipe", "tables", "verdicts"),
+        *("behind", "charts", "facts", "ledger", "quantities", "recipe", "tables", "verdicts", "wording"),
     },
-    "report": {"behind", "charts", "errors", "files", "pages", "tables", "views"},
+    "report": {"behind", "charts", "errors", "files", "tables", "views", "wording"},
     "options": {"scale", "tables"},
-    "planning": {"cost", "facts", "pages", "recipe", "runs", "setting", "sources", "tables"},
+    "planning": {"cost", "facts", "recipe", "runs", "setting", "sources", "tables", "wording"},
     "making": {
         *("gather", "launch", "ledger", "planning", "recipe", "runs", "schedules", "sources", "tables"),
     },

@@ -105,8 +105,11 @@ def test_a_page_without_records_says_that_no_run_has_finished():
 
 def test_the_glance_shows_ours_with_the_papers_number():
     assert rows_of(render(TABLE, results_of([72.2], [73.1])), "At a glance") == [
-        ["", "baseline", "ours", "gain here"],
-        ["model", "72.20 (70.0)", "73.10 (70.0)", "+0.90"],
+        [
+            *("", "baseline, top-1", "ours, top-1", "gain here, top-1"),
+            *("baseline, top-5", "ours, top-5", "gain here, top-5"),
+        ],
+        ["model", "72.20 (70.0)", "73.10 (70.0)", "+0.90", "95.00 (90.0)", "95.00 (90.0)", "+0.00"],
     ]
 
 
