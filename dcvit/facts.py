@@ -96,8 +96,8 @@ def _measured(estimate: Estimate | None, spread: Spread | None) -> dict[str, Any
         return {"estimate": None, "low": None, "high": None, "s": None, "df": None}
     return {
         "estimate": estimate.value,
-        "low": float(estimate.below(0.95)),
-        "high": float(estimate.above(0.95)),
+        "low": float(estimate.lower(0.95)),
+        "high": float(estimate.upper(0.95)),
         "s": spread.sd,
         "df": estimate.df,
     }

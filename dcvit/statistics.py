@@ -10,7 +10,7 @@ mean lie within a margin of it (two one-sided t tests, Schuirmann 1987)? Does a 
 contrast of our own cells above 0 (one one-sided t test), corrected for the number of claims
 (Holm 1979)? Simulated error rates of the rule: `tests/test_error_rates.py`.
 
-All formulas take arrays: seeds lie along the first axis, what follows is carried along.
+Spreads and estimates take arrays: seeds lie along the first axis, what follows is carried along.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -73,11 +73,11 @@ class Estimate:
     error: Any
     df: float
 
-    def below(self, level: float) -> Any:
+    def lower(self, level: float) -> Any:
         """The bound that the true value lies above with confidence `level`, one-sided."""
         return self.value - stdtrit(self.df, level) * self.error
 
-    def above(self, level: float) -> Any:
+    def upper(self, level: float) -> Any:
         """The bound that the true value lies below with confidence `level`, one-sided."""
         return self.value + stdtrit(self.df, level) * self.error
 
@@ -115,7 +115,7 @@ def number_word(estimate: Estimate, *, delta: float) -> NumberWord:
     >>> number_word(Estimate(value=0.1, error=0.1, df=20), delta=0.5)
     'reproduced'
     """
-    low, high = estimate.below(1 - ALPHA), estimate.above(1 - ALPHA)
+    low, high = estimate.lower(1 - ALPHA), estimate.upper(1 - ALPHA)
     if -delta < low and high < delta:
         return "reproduced"
     if high < -delta:
@@ -281,7 +281,7 @@ class Agreement:
 def agreement(first: str, second: str, images: int) -> Agreement:
     """Compares which images two runs got right, as records hold it: packed bits, in hex.
 
-    ValueError if either has another number of images.
+    ValueError if either has bits for another number of images, counted in bytes.
 
     >>> compared = agreement("c0", "a0", images=4)  # right are images 0, 1 and images 0, 2
     >>> compared.disagreement, compared.mcnemar

@@ -234,7 +234,7 @@ def _unmeasured(parts: tuple[PartVerdict, ...], results: Results) -> bool:
 def interval(verdict: PartVerdict) -> tuple[float, float]:
     """The bounds that are shown for a contrast: each is one-sided at 95 %, so that both together hold 90 %."""
     assert verdict.estimate is not None
-    return verdict.estimate.below(0.95), verdict.estimate.above(0.95)
+    return verdict.estimate.lower(0.95), verdict.estimate.upper(0.95)
 
 
 def wanted(part: Part) -> str:

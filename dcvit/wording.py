@@ -84,7 +84,7 @@ def part_shown(part: PartVerdict, claim: ClaimVerdict) -> list[str]:
 
 
 def _measured(estimate: Estimate, spread: Spread, digits: int) -> list[str]:
-    low, high = estimate.below(0.95), estimate.above(0.95)
+    low, high = estimate.lower(0.95), estimate.upper(0.95)
     return [
         signed(estimate.value, digits),
         f"{low:+.{digits}f} to {high:+.{digits}f}",

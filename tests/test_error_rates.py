@@ -108,10 +108,10 @@ def number(offset, tables=TABLES, **setup):
         spread = pooled_spread(values, prior=PRIOR)
         difference = difference_from_print(values[0] + truth + offset, paper, spread, rounding=STEP)
         # a word takes one table, but the bounds come faster for all at once
-        low, high = cache(difference.below), cache(difference.above)
+        low, high = cache(difference.lower), cache(difference.upper)
 
         def bounds(i):
-            return SimpleNamespace(below=lambda level: low(level)[i], above=lambda level: high(level)[i])
+            return SimpleNamespace(lower=lambda level: low(level)[i], upper=lambda level: high(level)[i])
 
         return [number_word(bounds(i), delta=DELTA) for i in range(tables)]
 
@@ -138,8 +138,8 @@ AS_DESCRIBED = [
     ("exact replication", number(0), "below", ".000 / .000 / .000"),
     ("off by -.5", number(-0.5), "reproduced", ".041 / .049 / .051"),
 ]
-# The same, from 400,000 tables. For eight true-null rows the first description has .30 and .034 without saying at what s. No
-# table of 3 seeds and one of these s has both; 5 seeds at s = .10 have .30 and .037.
+# The same, from 400,000 tables. For eight claims without a gain the first description has .30 and .034, without saying
+# at what s. No table of 3 seeds and one of these s has both; 5 seeds at s = .10 have .30 and .037.
 FROM_HERE = [
     ("no gain", claim(0), "contradicted", ".954 / .777 / .579"),
     ("a gain of .3", claim(0.3), "contradicted", ".024 / .049 / .054"),

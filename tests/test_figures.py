@@ -564,9 +564,8 @@ def test_no_runs_are_no_figure(draw):
 
 
 def test_names_with_signs_of_formulas_are_shown_as_they_are():
-    figure = learning_process({"$5 and $6_0^": [run(25)]})
-    assert "$5 and $6_0^" in words(figure)
-    FigureCanvasAgg(figure).draw()
+    figure = learning_process({r"$\frac$ of 5": [run(25)]})  # no formula: to read it as one fails
+    assert words(figure).count(r"$\frac$ of 5") == 2
 
 
 def test_epochs_are_whole_numbers():

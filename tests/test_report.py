@@ -411,7 +411,7 @@ def test_contrasts_show_all_that_a_verdict_rests_on():
     ]
     rows = words(text)
     for part in verdict.parts:
-        low, high = part.estimate.below(0.95), part.estimate.above(0.95)
+        low, high = part.estimate.lower(0.95), part.estimate.upper(0.95)
         estimate = (
             f"{part.estimate.value:+.2f} {low:+.2f} to {high:+.2f} {part.spread.sd:.2f} {part.estimate.df:g}"
         )

@@ -47,7 +47,7 @@ to_rounding = dict(rel=1e-9, abs=1e-12)
 
 def width(estimate):
     """Of the 90 % interval."""
-    return estimate.above(0.95) - estimate.below(0.95)
+    return estimate.upper(0.95) - estimate.lower(0.95)
 
 
 def word_of(question, estimate):
@@ -57,7 +57,7 @@ def word_of(question, estimate):
 
 def clear_of(estimate, *borders):
     """Whether no bound of the interval is so near a border that rounding could decide about the word."""
-    bounds = estimate.below(0.95), estimate.above(0.95)
+    bounds = estimate.lower(0.95), estimate.upper(0.95)
     return all(abs(bound - border) > 1e-9 for bound in bounds for border in borders)
 
 
@@ -148,8 +148,8 @@ def test_arrays_of_simulated_tables_give_what_each_table_gives_alone(seeds, seed
 )
 def test_bounds_are_students(df, level, quantile):
     estimate = Estimate(value=0.6, error=0.1, df=df)
-    assert estimate.below(level) == pytest.approx(0.6 - 0.1 * quantile, abs=1e-4)
-    assert estimate.above(level) == pytest.approx(0.6 + 0.1 * quantile, abs=1e-4)
+    assert estimate.lower(level) == pytest.approx(0.6 - 0.1 * quantile, abs=1e-4)
+    assert estimate.upper(level) == pytest.approx(0.6 + 0.1 * quantile, abs=1e-4)
     assert estimate.p_above(0.6 - 0.1 * quantile) == pytest.approx(1 - level, abs=1e-4)
     assert estimate.p_below(0.6 + 0.1 * quantile) == pytest.approx(1 - level, abs=1e-4)
 
@@ -157,16 +157,16 @@ def test_bounds_are_students(df, level, quantile):
 @given(estimates, st.floats(-2, 2))
 def test_a_p_value_is_small_where_the_bound_is_passed(estimate, bound):
     assume(clear_of(estimate, bound))
-    assert (estimate.p_above(bound) <= ALPHA) == (estimate.below(0.95) > bound)
-    assert (estimate.p_below(bound) <= ALPHA) == (estimate.above(0.95) < bound)
+    assert (estimate.p_above(bound) <= ALPHA) == (estimate.lower(0.95) > bound)
+    assert (estimate.p_below(bound) <= ALPHA) == (estimate.upper(0.95) < bound)
     assert estimate.p_above(bound) + estimate.p_below(bound) == pytest.approx(1)
 
 
 @given(estimates, st.floats(0.5, 0.999), st.floats(0.5, 0.999))
 def test_more_confidence_needs_a_wider_interval(estimate, one, other):
     low, high = sorted([one, other])
-    assert estimate.below(high) <= estimate.below(low) <= estimate.value
-    assert estimate.value <= estimate.above(low) <= estimate.above(high)
+    assert estimate.lower(high) <= estimate.lower(low) <= estimate.value
+    assert estimate.value <= estimate.upper(low) <= estimate.upper(high)
 
 
 # --- a printed number ----------------------------------------------------------------------

@@ -57,7 +57,7 @@ def results_of(values, *, scale="small", changes=None):
 
 
 def spread_of(values, prior):
-    """The formula of VERDICTS: s and its degrees of freedom, of lists of values."""
+    """The formula of the rule: s and its degrees of freedom, of lists of values."""
     squares = sum((value - np.mean(ours)) ** 2 for ours in values for value in ours)
     df = 4 + sum(len(ours) - 1 for ours in values if len(ours))
     return sqrt((4 * prior**2 + squares) / df), df
@@ -571,7 +571,7 @@ def several_claims(least=1):
 
 
 def width(estimate):
-    return estimate.above(0.95) - estimate.below(0.95)
+    return estimate.upper(0.95) - estimate.lower(0.95)
 
 
 @few
