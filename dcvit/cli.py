@@ -182,7 +182,11 @@ def _evolution(arguments: argparse.Namespace) -> int:
         print(f"as a value:  Periods(formation_end={begin:.4f}, exploration_start={end:.4f})")
     from dcvit.picturing import draw_evolution
 
-    for path in draw_evolution(filed, Path(arguments.out) if arguments.out else filed.folder):
+    try:
+        scale = setting_of(_tables(), [filed], place=filed.folder).scale
+    except DataError:  # of no table
+        scale = None
+    for path in draw_evolution(filed, Path(arguments.out) if arguments.out else filed.folder, scale=scale):
         print(path)
     return OK
 

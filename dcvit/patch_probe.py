@@ -6,7 +6,6 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 import json
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ def _wrong(ks: Any, scores: Any) -> Iterator[str]:
             for what, most in zip(WHATS, (1, 100), strict=True):
                 try:
                     value = scores[way][str(k)][what]
-                    good = isfinite(value) and 0 <= value <= most
+                    good = 0 <= value <= most
                 except (KeyError, TypeError):
                     yield f"has no number {way}/{k}/{what}"
                 else:

@@ -51,9 +51,10 @@ MAPPED: dict[str, Places] = {
 }
 
 
-def _one(draw: Callable[..., "Figure"]) -> Callable[[Runs], "Figure"]:
-    """For a figure about the runs of one recipe."""
-    return lambda runs: draw(next(iter(runs.values())))
+def _thresholds(runs: Runs) -> "Figure":
+    """For the runs of one recipe."""
+    ((name, records),) = runs.items()
+    return thresholds(records, title=f"{name} under other thresholds")
 
 
 FIGURES: dict[str, tuple[Places, Callable[[Runs], "Figure"]]] = {
@@ -62,9 +63,9 @@ FIGURES: dict[str, tuple[Places, Callable[[Runs], "Figure"]]] = {
     "figure3a_easy_samples": (EASY, easy_samples),
     "figure3b_overfitting": (LIGHTER, overfitting),
     "figure5_alpha": (DYNAMIC, lambda runs: static_schedule(Periods(), measured=runs)),
-    "figure6_thresholds_deit_s": ({"DeiT-S": DEIT["DeiT-S"]}, _one(thresholds)),
+    "figure6_thresholds_deit_s": ({"DeiT-S": DEIT["DeiT-S"]}, _thresholds),
     "figure8_swin": (SWIN, learning_process),
-    "figure8_thresholds_swin_t": ({"Swin-T": SWIN["Swin-T"]}, _one(thresholds)),
+    "figure8_thresholds_swin_t": ({"Swin-T": SWIN["Swin-T"]}, _thresholds),
     "figure9_erasing": (PROBED, erasing_difficulty),
 }
 
@@ -94,8 +95,8 @@ def draw_all(
     return drawn, left_out
 
 
-def draw_evolution(filed: Filed, out: Path, *, scale: Scale | None = None) -> tuple[Path, Path]:
-    """The learning process of one run, as PNG and SVG in `out`."""
+def draw_evolution(filed: Filed, out: Path, *, scale: Scale | None) -> tuple[Path, Path]:
+    """The learning process of one run, as PNG and SVG in `out`; `scale` None for a run of no table."""
     runs = {f"run {filed.record.run_id}": [filed.record]}
     return _saved(learning_process(runs), out / "evolution", runs, scale)
 

@@ -90,6 +90,7 @@ def test_evolution_prints_the_periods_as_a_recipe_value_and_draws_them(tmp_path,
     )
     assert periods == pytest.approx((0.3 - 2.634 * 0.06, 0.3 + 2.634 * 0.06), abs=0.03)
     assert files_below(folder) == ["evolution.png", "evolution.svg", "record.json"]
+    assert b"says nothing about the paper" in (folder / "evolution.svg").read_bytes()
 
 
 def test_evolution_takes_the_first_digits_of_a_run_and_another_place_for_the_figure(tmp_path, capsys):
