@@ -82,13 +82,15 @@ def _facts_line(results: Results) -> str:
 def at_a_glance(table: Table, results: Results) -> str:
     """The table in the paper's shape, and below it, under headings, what the paper does not have."""
     units = {kind_of(cell.metric).unit for cell in table.cells}
+    printed = any(cell.paper is not None for cell in table.cells)
     parts = [
-        f"## At a glance\n\n{which_epoch(table)}, mean over seeds, ours (the paper's number in brackets)"
+        f"## At a glance\n\n{which_epoch(table)}, mean over seeds, ours"
+        + (" (the paper's number in brackets)" if printed else "")
         + (f"; {units.pop()}." if len(units) == 1 else ".")
     ]
     for group in unique(cell.group for cell in table.cells):
         if group:
-            parts.append(f"### Not in the paper: {group}")
+            parts.append(f"### {group}")
         parts.append(_glance(table, results, [cell for cell in table.cells if cell.group == group]))
     return "\n\n".join(parts)
 

@@ -20,7 +20,7 @@ class Cell:
     recipe: Recipe  # at paper scale
     paper: float | None = None  # None: a cell of our own
     digits: int = 1  # that the paper prints
-    group: str = ""  # heading of the part of the table; "" is the paper's own
+    group: str = ""  # heading of a part of the table that is our own; "" is the paper's
 
     @property
     def rounding(self) -> float:

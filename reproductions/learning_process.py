@@ -53,7 +53,7 @@ CELLS = (
             column=in_words(metric),
             metric=metric,
             recipe=ROWS[row],
-            group="difficulty under erasing alone (Fig. 9)",
+            group="Difficulty under erasing alone (Figure 9)",
         )
         for row in ("DeiT-B", "Swin-B")
         for metric in ("easy_drop", "hard_rise")

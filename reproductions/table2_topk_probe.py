@@ -83,12 +83,24 @@ VANILLA = {model: vanilla for model, (vanilla, _) in MODELS.items()}
 OURS = {model: ours for model, (_, ours) in MODELS.items()}
 CELLS = (
     *_paper_cells(),
-    *_own_cells("k random patches", "random", "", VANILLA, KS[1:]),
-    *_own_cells("the k least attended patches", "least", "", VANILLA, KS[1:]),
-    *_own_cells("models trained with PatchErasing (ours of Table 5)", "attended", " ours", OURS, KS),
-    *_own_cells("k random patches, models trained with PatchErasing", "random", " ours", OURS, KS[1:]),
+    *_own_cells("Not in the paper: k random patches", "random", "", VANILLA, KS[1:]),
+    *_own_cells("Not in the paper: the k least attended patches", "least", "", VANILLA, KS[1:]),
     *_own_cells(
-        "the k least attended patches, models trained with PatchErasing", "least", " ours", OURS, KS[1:]
+        "Not in the paper: models trained with PatchErasing (ours of Table 5)", "attended", " ours", OURS, KS
+    ),
+    *_own_cells(
+        "Not in the paper: k random patches, models trained with PatchErasing",
+        "random",
+        " ours",
+        OURS,
+        KS[1:],
+    ),
+    *_own_cells(
+        "Not in the paper: the k least attended patches, models trained with PatchErasing",
+        "least",
+        " ours",
+        OURS,
+        KS[1:],
     ),
 )
 cell = partial(find_cell, CELLS)
