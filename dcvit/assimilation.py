@@ -9,6 +9,7 @@ everything in `find_periods`; the paper draws the borders of the periods by eye.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -161,6 +162,7 @@ def _crossing(epoch: Floats, rate: Floats, level: float, i: int) -> float:
     return float(epoch[i] + (level - rate[i]) / (rate[i + 1] - rate[i]))
 
 
+@cache  # all runs of a table have the same
 def _orthonormal_polynomials(epochs: int, degree: int) -> tuple[Floats, Floats]:
     """Polynomials of t = 1..E whose values are orthonormal, and their slopes per epoch, each (E, D).
 
@@ -171,7 +173,10 @@ def _orthonormal_polynomials(epochs: int, degree: int) -> tuple[Floats, Floats]:
     value_DE = chebyshev.chebval(scaled, each)
     slope_DE = chebyshev.chebval(scaled, chebyshev.chebder(each)) * 2 / (epochs - 1)
     basis_ED, triangle_DD = np.linalg.qr(value_DE.T)
-    return basis_ED, np.linalg.solve(triangle_DD.T, slope_DE).T
+    slopes_ED = np.linalg.solve(triangle_DD.T, slope_DE).T
+    for shared in (basis_ED, slopes_ED):
+        shared.setflags(write=False)
+    return basis_ED, slopes_ED
 
 
 def _checked(easy: ArrayLike, hard: ArrayLike) -> Floats:

@@ -1,7 +1,9 @@
 """The command `dcvit`: tools around the tables. Help starts without torch."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+import gc
 from pathlib import Path
 import sys
 
@@ -207,6 +209,19 @@ def _figures(arguments: argparse.Namespace) -> int:
     return OK
 
 
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Without Python's collector of cycles, which would walk through the millions of numbers in records each time."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+@_collector_off()
 def _report(arguments: argparse.Namespace) -> int:
     from dcvit.report import Study, write
 

@@ -355,13 +355,21 @@ def run_id(recipe: Recipe, seed: int) -> str:
     Every field counts, defaults too: a changed default is a changed experiment, and must not
     find the old one's result.
     """
-    return id_of_data(as_data(recipe), seed)
+    return _digits_of(_as_text(recipe), seed)
+
+
+@cache
+def _as_text(recipe: Recipe) -> str:
+    return json.dumps(as_data(recipe), sort_keys=True)
 
 
 def id_of_data(recipe: dict[str, Any], seed: int) -> str:
     """The same from a recipe as data, as a record holds it."""
-    text = json.dumps({"recipe": recipe, "seed": seed}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return _digits_of(json.dumps(recipe, sort_keys=True), seed)
+
+
+def _digits_of(recipe: str, seed: int) -> str:
+    return hashlib.sha256(f'{{"recipe": {recipe}, "seed": {seed}}}'.encode()).hexdigest()[:12]
 
 
 def foreign_fields(data: Any) -> set[str]:

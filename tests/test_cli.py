@@ -1,5 +1,6 @@
 """The command `dcvit` on folders of runs: what it prints, what it writes, and what it says of bad input."""
 
+import gc
 from math import exp
 import shutil
 
@@ -191,6 +192,7 @@ def test_the_report_of_everything_and_of_nothing(all_runs, tmp_path, capsys):
     assert main(["report", str(all_runs), "--out", str(tmp_path / "all.html")]) == OK
     everything = (tmp_path / "all.html").read_text()
     assert "They say nothing about the paper" in everything
+    assert gc.isenabled()  # it is off while the page is made
     for table in TABLES:
         assert table.title in everything
     assert "MiB" in capsys.readouterr().out
