@@ -1,12 +1,13 @@
 """Makes what a table lacks: trains its runs and probes their patches, and says how it goes."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+import sys
 from time import time
 
-from dcvit import sources
-from dcvit.gather import patch_probes
+from dcvit import patch_probe, sources
 from dcvit.launch import make_all
-from dcvit.ledger import Record
+from dcvit.ledger import Record, UnusableRecord
 from dcvit.planning import cores
 from dcvit.recipe import Recipe
 from dcvit.runs import Outcome, Place, Run, estimated
@@ -59,7 +60,7 @@ def probe_patches(
     """
     recipes = dict.fromkeys(twins[cell.recipe] for cell in cells if "/" in cell.metric)
     runs = [run for recipe in recipes for seed in seeds if (run := Run(recipe, seed)) in records]
-    to_do = [run for run in runs if not patch_probes([(place.folder_of(run), records[run])])]
+    to_do = [run for run in runs if not _is_probed(place.folder_of(run), records[run])]
     if not to_do:
         return {}, 0
     from dcvit.devices import resolve
@@ -78,6 +79,15 @@ def probe_patches(
         else:
             say(f"[{number}/{len(to_do)}] patch probe of {names[run]}: {probe.seconds:.0f} s")
     return problems, 0
+
+
+def _is_probed(folder: Path, record: Record) -> bool:
+    """Whether a run has a patch probe that can be used; what is wrong with one that can't is said."""
+    try:
+        return patch_probe.read(folder, record) is not None
+    except UnusableRecord as error:
+        print(f"{error}. It is made again.", file=sys.stderr)
+        return False
 
 
 def say(text: str) -> None:

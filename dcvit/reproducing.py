@@ -148,6 +148,7 @@ def _results(
     twins = setting.twins(cell.recipe for cell in table.cells)
     runs = all_runs(twins.values(), seeds)
     mine = {run: records[run] for run in runs if run in records}
+    probed = mine if any("/" in cell.metric for cell in table.cells) else {}
     return Results(
         scale=setting.scale,
         images=setting.in_words(),
@@ -155,7 +156,7 @@ def _results(
         twins=twins,
         records={run.id: record for run, record in mine.items()},
         problems={run.id: problems[run] for run in runs if run in problems},
-        patch_probes=patch_probes((place.folder_of(run), record) for run, record in mine.items()),
+        patch_probes=patch_probes((place.folder_of(run), record) for run, record in probed.items()),
     )
 
 

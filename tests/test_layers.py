@@ -72,7 +72,7 @@ NO_TORCH = {
     "options": {"scale", "tables"},
     "planning": {"cost", "facts", "recipe", "runs", "setting", "sources", "tables", "wording"},
     "making": {
-        *("gather", "launch", "ledger", "planning", "recipe", "runs", "schedules", "sources", "tables"),
+        *("launch", "ledger", "patch_probe", "planning", "recipe", "runs", "schedules", "sources", "tables"),
     },
     "reproducing": {
         *("errors", "facts", "files", "gather", "ledger", "making", "options", "pages", "planning", "runs"),

@@ -20,7 +20,7 @@ from dcvit.errors import (
 )
 from dcvit.recipe import run_id
 from dcvit.reproducing import reproduce
-from dcvit.tables import Claim, find_cell, more
+from dcvit.tables import Cell, Claim, Table, find_cell, more
 from reproductions.table5_backbones import TABLE as TABLE5
 from tests.helpers import (
     PLAIN,
@@ -464,3 +464,53 @@ def test_strict_objects_to_a_contradicted_claim(images, tmp_path, monkeypatch, c
 
 def test_strict_objects_to_nothing_at_smoke(call):
     assert call("--strict", table=OTHER)[0] == OK
+
+
+# --- the patch probe -----------------------------------------------------------------------
+
+PROBED = Table(
+    number=97,
+    title="A tiny table of the probe",
+    cells=tuple(
+        Cell(row=f"k = {k}", column="model", metric=f"attended/{k}/top1", recipe=recipe, paper=80.0)
+        for k in (0, 1, 5, 10)
+        for recipe in [tiny(resolution=16)]  # 16 patches
+    ),
+    baseline="k = 0",
+    chosen_here=("Nothing of it is in the paper.",),
+)
+
+
+def probed_values(tmp_path):
+    facts = json.loads((tmp_path / "out" / "table97.json").read_text())
+    return [cell["values"] for cell in facts["cells"]]
+
+
+def test_a_finished_run_is_probed_once(call, tmp_path, monkeypatch):
+    code, told, _ = call(table=PROBED)
+    assert code == OK
+    assert "[1/1] patch probe of k = 0, model" in told
+    first = probed_values(tmp_path)
+    assert [len(values) for values in first] == [1, 1, 1, 1]
+    code, told, _ = call(table=PROBED)
+    assert (code, "patch probe" in told, probed_values(tmp_path)) == (OK, False, first)
+
+
+def test_a_damaged_probe_is_named_and_made_again(call, tmp_path):
+    call(table=PROBED)
+    first = probed_values(tmp_path)
+    (path,) = (tmp_path / "out").glob("ledger/*/patch_probe.json")
+    path.write_text(path.read_text()[:50])
+    code, _, errors = call(table=PROBED)
+    assert code == OK
+    assert str(path) in errors
+    assert "It is made again" in errors
+    assert probed_values(tmp_path) == first
+
+
+def test_a_probe_that_fails_costs_no_run_and_says_why(call, tmp_path):
+    few = replace(PROBED, cells=tuple(replace(cell, recipe=tiny()) for cell in PROBED.cells))  # 4 patches
+    code, _, _ = call(table=few)
+    assert code == RUN_FAILED
+    assert "patch probe: " in (tmp_path / "out" / "table97.md").read_text()
+    assert len(runs_in(tmp_path / "out")) == 1
