@@ -146,7 +146,8 @@ def find_periods(easy: ArrayLike, hard: ArrayLike, *, rho: float = 0.25) -> Peri
     far_below_peak = rate[peak] - rate > np.maximum(HALF * height, doubt)
     rises, falls = far_below_peak[:peak].any(), far_below_peak[peak:].any()
     if not (rises or falls):
-        raise _no_growth(epochs, f"never stands out of its noise (it is {rate[peak]:.2g} at most)")
+        highest = f"{100 * rate[peak]:.2g} % of the samples per epoch"
+        raise _no_growth(epochs, f"never stands out of its noise (it is {highest} at most)")
     if not rises:
         raise _no_growth(epochs, f"is high from the start (its peak is in epoch {epoch[peak]:.0f})")
     if not (falls and after.size):

@@ -9,7 +9,7 @@ import sys
 
 from dcvit.errors import DATA_OR_ENVIRONMENT, OK, DataError
 from dcvit.gather import belonging, find_run, of_images, read_all, results_of, setting_of
-from dcvit.options import add_data, add_device, at_least_one
+from dcvit.options import add_data, add_device, at_least_one, not_negative
 from dcvit.reproducing import complain, guarded
 from dcvit.tables import Results, Table
 
@@ -81,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         "--images", type=at_least_one, metavar="N", help="of the training images, classes in turn (all)"
     )
     probe.add_argument("--batch", type=at_least_one, default=64, metavar="N", help="images at a time (64)")
-    probe.add_argument("--workers", type=int, default=0, metavar="N", help="loading processes (0)")
-    add_data(probe)
+    probe.add_argument("--workers", type=not_negative, default=0, metavar="N", help="loading processes (0)")
+    add_data(probe, text="a folder with train/ and val/, each with one folder of images a class")
     add_device(probe)
     return parser
 
@@ -174,7 +174,7 @@ def _evolution(arguments: argparse.Namespace) -> int:
     found = evolution(record)
     print(f"run {record.run_id}, seed {record.seed}, {len(record.evolution)} epochs, {filed.folder}")
     if found.periods is None:
-        print(f"no periods: {found.reason}")
+        print(f"no periods: {found.reason}", file=sys.stderr)
     else:
         epochs = len(record.evolution)
         begin, end = found.periods.formation_end, found.periods.exploration_start
@@ -190,7 +190,7 @@ def _evolution(arguments: argparse.Namespace) -> int:
         scale = None
     for path in draw_evolution(filed, Path(arguments.out) if arguments.out else filed.folder, scale=scale):
         print(path)
-    return OK
+    return OK if found.periods else DATA_OR_ENVIRONMENT
 
 
 def _figures(arguments: argparse.Namespace) -> int:
@@ -200,7 +200,9 @@ def _figures(arguments: argparse.Namespace) -> int:
     if not studies:
         return complain("there are no records in runs/: make a table first", DATA_OR_ENVIRONMENT)
     for place, tables in studies:
-        out = Path(arguments.out) if arguments.out else place / "figures"
+        out = place / "figures"
+        if arguments.out:  # folders of the same figures must not overwrite each other
+            out = Path(arguments.out) / (place.name if len(studies) > 1 else "")
         drawn, left_out = draw_all(tables, place, out, data=arguments.data, maps=arguments.maps)
         for path in drawn:
             print(path)

@@ -33,12 +33,9 @@ def read_all(place: Path) -> tuple[list[Filed], dict[Path, str]]:
     found, unusable = [], {}
     for path in _records_below(place):
         try:
-            record = read(path.parent)
-            _require_this_version(path, record)
+            found.append(_read_one(path.parent))
         except UnusableRecord as error:
             unusable[path] = str(error)
-        else:
-            found.append(Filed(path.parent, record))
     return found, unusable
 
 
@@ -176,7 +173,7 @@ def find_run(name: str, *, places: Sequence[Path]) -> Filed:
             raise DataError(
                 f"{folder} holds no record.json: name the folder of a finished run, OUT/ledger/RUN"
             )
-        return Filed(folder, read(folder))
+        return _read_one(folder)
     if len(name) < SHORTEST_NAME:
         raise DataError(f"run {name!r}: give at least {SHORTEST_NAME} digits of its id, or its folder")
     hits = [
@@ -190,4 +187,10 @@ def find_run(name: str, *, places: Sequence[Path]) -> Filed:
             else f"there is none in {where}"
         )
         raise DataError(f"run {name!r}: {several}. Name the folder of the run")
-    return Filed(hits[0], read(hits[0]))
+    return _read_one(hits[0])
+
+
+def _read_one(folder: Path) -> Filed:
+    record = read(folder)
+    _require_this_version(folder / "record.json", record)
+    return Filed(folder, record)

@@ -42,6 +42,15 @@ class Record:
     seconds: float
 
 
+NEEDED = {  # inside of a record's fields, by those who read it
+    "data": {"name", "fingerprint", "classes", "train_images", "test_images"},
+    "environment": {"versions", "commit", "dirty", "device", "device_name", "precision"},
+    "last": {"top1", "top5"},
+    "best": {"top1", "top5"},
+    "evolution": {"easy", "hard", "histogram", "alpha", "top1", "seconds"},  # each entry
+}
+
+
 class UnusableRecord(ValueError):
     """A record that can't be trusted; the message says why."""
 
@@ -77,6 +86,11 @@ def read(folder: Path) -> Record:
     if facts.keys() != {field.name for field in fields(Record)}:
         odd = sorted(facts.keys() ^ {field.name for field in fields(Record)})
         raise UnusableRecord(f"{path} lacks fields or has too many: {', '.join(odd)}")
+    for name, needed in NEEDED.items():
+        for part in facts[name] if name == "evolution" else [facts[name]]:
+            if not isinstance(part, dict) or needed - part.keys():
+                lacking = sorted(needed - part.keys()) if isinstance(part, dict) else ["all of it"]
+                raise UnusableRecord(f"{path} is damaged: {name} lacks {', '.join(lacking)}")
     return Record(**facts)
 
 

@@ -19,7 +19,8 @@ def table_parser(tables: Sequence[Table]) -> argparse.ArgumentParser:
         description=f"{headings}. Trains what has no record yet and writes {files}: the paper's numbers beside ours, "
         "and what the runs say of the paper's claims.",
         epilog="exit codes: 0 ok, 1 a run failed, 2 usage, 3 data or environment, 4 diverged, 5 something is below or "
-        "contradicted (with --strict), 75 out of time (with --minutes): call again to go on",
+        "contradicted (with --strict), 75 out of time (with --minutes): call again to go on; 2 if "
+        "the minutes are too few for any run",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -66,7 +67,7 @@ def table_parser(tables: Sequence[Table]) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--workers",
-        type=_not_negative,
+        type=not_negative,
         metavar="N",
         help="loading processes of a run (0; on a GPU all cores)",
     )
@@ -75,15 +76,15 @@ def table_parser(tables: Sequence[Table]) -> argparse.ArgumentParser:
     return parser
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
+IMAGES = (
+    "a folder with train/ and val/, or one that holds imagenette2-160/; wds/FOLDER; at paper also hfds/NAME; at small "
+    "and paper DCVIT_DATA is the default, at smoke the digits in scikit-learn"
+)
+
+
+def add_data(parser: argparse.ArgumentParser, *, text: str = IMAGES) -> None:
     """--data, as all commands that open images have it."""
-    parser.add_argument(
-        "--data",
-        metavar="FOLDER",
-        help="a folder with train/ and val/, or one that holds imagenette2-160/; wds/FOLDER; at paper also "
-        "hfds/NAME; at small and paper DCVIT_DATA "
-        "is the default, at smoke the digits in scikit-learn",
-    )
+    parser.add_argument("--data", metavar="FOLDER", help=text)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +97,8 @@ def at_least_one(text: str) -> int:
     return _whole_number(text, 1)
 
 
-def _not_negative(text: str) -> int:
+def not_negative(text: str) -> int:
+    """A whole number from 0 on."""
     return _whole_number(text, 0)
 
 

@@ -22,6 +22,7 @@ from dcvit.wording import (
     mean,
     number_verdict,
     part_shown,
+    said,
     short,
     signed,
     unique,
@@ -50,7 +51,7 @@ def render(table: Table, results: Results) -> str:
 def summary(table: Table, results: Results) -> str:
     """What a terminal shows of the page: its head, the table, and a word for each claim."""
     judgement = judge(table, results)
-    words = [f"- {found.word}: {found.claim.sentence} [{found.claim.id}]" for found in judgement.claims]
+    words = [f"- {found.word}: {said(found.claim)} [{found.claim.id}]" for found in judgement.claims]
     sections = [
         f"# {table.heading}",
         SMOKE_WARNING.format(images=results.images) if results.scale == "smoke" else "",
@@ -145,44 +146,57 @@ def _beside(results: Results, cell: Cell) -> str:
 
 
 def _every_cell(table: Table, results: Results, judgement: Judgement) -> str:
-    judged = results.scale == "paper"
-    lines = []
-    for cell in table.cells:
-        over = table.baseline_of(cell)
-        digits = kind_of(cell.metric).digits
-        best = results.values(cell, "best") if cell.metric in ("top1", "top5") else []
-        paper_gain = (
-            None if over is None or cell.paper is None or over.paper is None else cell.paper - over.paper
-        )
-        lines.append(
-            [
-                cell.row,
-                cell.column,
-                in_words(cell.metric),
-                "" if cell.paper is None else f"{cell.paper:.{cell.digits}f}",
-                mean(results, cell),
-                signed(paper_gain, cell.digits),
-                signed(gain(table, results, cell), digits),
-                f"{fmean(best):.{digits}f}" if best else "",
-                f"{len(results.values(cell))} of {len(results.seeds)}",
-                *(number_verdict(cell, judgement) if judged else ()),
-            ]
-        )
+    """A line a cell. Columns that would be empty throughout are left out, and so are the sentences about them."""
+    accuracies = any(cell.metric in ("top1", "top5") for cell in table.cells)
+    shown = {
+        "gain in the paper": bool(table.baseline),
+        "gain here": bool(table.baseline),
+        "best": accuracies,
+        **dict.fromkeys(VERDICT_HEAD, results.scale == "paper"),
+    }
+    lines = [_cell_shown(cell, table, results, judgement) for cell in table.cells]
     head = ["row", "column", "number", "paper", "ours", "gain in the paper", "gain here", "best", "seeds"]
-    if judged:
-        head += ["verdict", "ours - paper", "90 % interval", "s", "df", "delta", "seeds to decide"]
-    why_not = {
-        "smoke": "",
-        "small": " Numbers get no verdict at this scale: other images and smaller networks have other accuracies.",
-        "paper": f" {NUMBER_RULE}",
-    }[results.scale]
+    kept = [i for i, name in enumerate([*head, *VERDICT_HEAD]) if shown.get(name, True)]
+    sentences = [
+        f"{which_epoch(table)}, mean over seeds, ± standard deviation where there are two or more.",
+        "A gain is over the baseline beside it: the paper's over the paper's, ours over ours."
+        if table.baseline
+        else "",
+        "Best is the best epoch on the test images, shown and not used." if accuracies else "",
+        {
+            "smoke": "",
+            "small": "Numbers get no verdict at this scale: other images and smaller networks have other accuracies.",
+            "paper": NUMBER_RULE,
+        }[results.scale],
+    ]
     return (
-        f"## Every cell\n\n{which_epoch(table)}, mean over seeds, ± standard deviation where there are "
-        f"two or more. A gain is "
-        "over the baseline beside it: the paper's over the paper's, ours over ours. Best is the best epoch "
-        "on the test images, "
-        f"shown and not used.{why_not}\n\n" + _markdown(lines, head)
+        "## Every cell\n\n"
+        + " ".join(sentence for sentence in sentences if sentence)
+        + "\n\n"
+        + _markdown([[line[i] for i in kept] for line in lines], [[*head, *VERDICT_HEAD][i] for i in kept])
     )
+
+
+VERDICT_HEAD = ("verdict", "ours - paper", "90 % interval", "s", "df", "delta", "seeds to decide")
+
+
+def _cell_shown(cell: Cell, table: Table, results: Results, judgement: Judgement) -> list[str]:
+    over = table.baseline_of(cell)
+    digits = kind_of(cell.metric).digits
+    best = results.values(cell, "best") if cell.metric in ("top1", "top5") else []
+    paper_gain = None if over is None or cell.paper is None or over.paper is None else cell.paper - over.paper
+    return [
+        cell.row,
+        cell.column,
+        in_words(cell.metric),
+        "" if cell.paper is None else f"{cell.paper:.{cell.digits}f}",
+        mean(results, cell),
+        signed(paper_gain, cell.digits),
+        signed(gain(table, results, cell), digits),
+        f"{fmean(best):.{digits}f}" if best else "",
+        f"{len(results.values(cell))} of {len(results.seeds)}",
+        *number_verdict(cell, judgement),
+    ]
 
 
 # --- the claims ----------------------------------------------------------------------------
@@ -194,13 +208,13 @@ def _claims(table: Table, results: Results, judgement: Judgement) -> str:
     lines = []
     for found in judgement.claims:
         readings = f" (read as: {found.claim.reading})" if found.claim.reading else ""
-        lines.append([f"`{found.claim.id}`", f"{found.claim.sentence}{readings}", f"**{found.word}**"])
+        lines.append([f"`{found.claim.id}`", f"{said(found.claim)}{readings}", f"**{found.word}**"])
     rule = (
         "No claim is judged at scale smoke: toys say nothing about the paper."
         if results.scale == "smoke"
         else RULE
     )
-    sections = ["## The paper's claims", rule, _markdown(lines, ["claim", "in the paper's words", "verdict"])]
+    sections = ["## The paper's claims", rule, _markdown(lines, ["claim", "what the paper says", "verdict"])]
     notes = [f"- `{found.claim.id}`: {found.note}" for found in judgement.claims if found.note]
     sections.append("\n".join(notes))
     sections.append(_contrasts(judgement.claims))

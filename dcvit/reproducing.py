@@ -126,7 +126,7 @@ def wanted_cells(tables: Sequence[Table], names: Sequence[str]) -> list[Cell]:
         if len(tables) == 1:
             tables[0].only(unknown)  # says what there is
         raise ValueError(
-            f"--only {unknown[0]!r} is no row or column of any table; there are {', '.join(sorted(places))}"
+            f"--only {unknown[0]!r} is no row or column of any table; there are {', '.join(map(repr, sorted(places)))}"
         )
     chosen: list[Cell] = []
     for table in tables:

@@ -49,7 +49,8 @@ class Claim:
     """A sentence of the paper that runs can bear out or not; it holds only if each of its parts does."""
 
     id: str
-    sentence: str  # in the paper's words
+    sentence: str  # in the paper's words, but for what a table shows and no sentence says
+    quoted: bool = True  # whether these are the paper's words
     reading: str = ""  # how it is taken here, where that is not plain
     parts: tuple[Part, ...]
 

@@ -169,7 +169,12 @@ def _part(
 ) -> PartVerdict:
     terms = [(c, results.values(cell)) for c, cell in part.terms]
     seeds = tuple(len(values) for _, values in terms)
-    if results.scale not in CLAIM_SCALES or not all(seeds) or _on_several_devices(part, results):
+    if (
+        results.scale not in CLAIM_SCALES
+        or not all(seeds)
+        or _on_several_devices(part, results)
+        or any(_is_of_some_images(results, cell) for _, cell in part.terms)
+    ):
         return PartVerdict(part=part, seeds=seeds)
     # the metrics of a contrast are of one kind; where they differ, the largest spread counts
     spread = max((spreads[cell.metric] for _, cell in part.terms), key=lambda spread: spread.sd)
@@ -200,6 +205,8 @@ def _claim(
     note = ""
     if results.scale == "smoke":
         word = "smoke"
+    elif any(_is_of_some_images(results, cell) for part in parts for _, cell in part.part.terms):
+        word, note = "not comparable", "made from some of the images only (--train-images, --test-images)"
     elif all(part.estimate is not None for part in parts):
         word = claim_word(p_holm, p_contrary)
     elif _unmeasured(parts, results):

@@ -17,6 +17,7 @@ from dcvit.wording import (
     duration,
     number_verdict,
     part_shown,
+    said,
     short,
     unique,
     which_epoch,
@@ -159,7 +160,7 @@ def _claim(shown: Shown, found: ClaimVerdict) -> dict[str, Any]:
     return {
         "id": f"{shown.id}-{found.claim.id}",
         "name": found.claim.id,
-        "sentence": found.claim.sentence,
+        "sentence": said(found.claim),
         "reading": found.claim.reading,
         "word": found.word,
         "note": found.note,
@@ -215,7 +216,7 @@ def overview(names: Sequence[str], tables: Sequence[Sequence[Shown]]) -> list[di
     for name, found in zip(names, tables, strict=True):
         for shown in found:
             for verdict in shown.judgement.claims:
-                here = words.setdefault((short_name(shown.table), verdict.claim.sentence), [])
+                here = words.setdefault((short_name(shown.table), said(verdict.claim)), [])
                 if verdict.word != "smoke" or smoke_only:
                     here.append((verdict.word, f"{shown.id}-{verdict.claim.id}", name))
     return [{"table": table, "sentence": said, "words": here} for (table, said), here in words.items()]

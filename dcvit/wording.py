@@ -6,7 +6,7 @@ from typing import Any
 
 from dcvit.quantities import kind_of
 from dcvit.statistics import Estimate, Spread
-from dcvit.tables import Cell, Results, Table
+from dcvit.tables import Cell, Claim, Results, Table
 from dcvit.verdicts import ClaimVerdict, Judgement, PartVerdict
 
 SMOKE_WARNING = (
@@ -14,8 +14,8 @@ SMOKE_WARNING = (
     "The networks are toys, the images are {images}, and a run takes seconds."
 )
 RULE = (
-    "The standard deviation s is pooled over the table's cells, with a weak prior worth four degrees of freedom. A "
-    "claim holds if each of its contrasts is above its bound, or within its margin, by one-sided tests at 5 %, "
+    "The standard deviation s is pooled over the table's cells of the same number, with a weak prior worth four "
+    "degrees of freedom. A claim holds if each of its contrasts is above its bound, or within its margin, by one-sided tests at 5 %, "
     "corrected for the number of claims in the table (Holm). It is contradicted if one of its contrasts is below "
     "half the size that the paper gives (below the bound, where it gives none; outside the margin), at 5 % shared "
     "among the claim's contrasts. Both can be true at once: it holds, and is smaller than half. The bounds shown "
@@ -26,6 +26,11 @@ NUMBER_RULE = (
     "A number is reproduced if the 90 % interval of our mean minus the printed value lies within ±delta, below or "
     "above if it lies wholly outside. The interval counts the paper's own run and its rounding as uncertain, too."
 )
+
+
+def said(claim: Claim) -> str:
+    """What a claim says: in quotation marks where these are the paper's words."""
+    return f"“{claim.sentence}”" if claim.quoted else claim.sentence
 
 
 def which_epoch(table: Table) -> str:

@@ -98,6 +98,7 @@ CLAIMS = (
     ),
     Claim(
         id="hard-exploration",
+        quoted=False,
         sentence="hard samples in the exploration period help large models and hurt DeiT-T (Table 1, row MH in T3)",
         reading="large: DeiT-B and Swin-B",
         parts=(

@@ -132,6 +132,7 @@ CLAIMS = (
     ),
     Claim(
         id="small-loses-more",
+        quoted=False,
         sentence="DeiT-S loses more accuracy than DeiT-B when its most attended patches are erased (Table 2)",
         parts=(exceeds("DeiT-S minus DeiT-B", (1, _lost("DeiT-S", "top1")), (-1, _lost("DeiT-B", "top1"))),),
     ),

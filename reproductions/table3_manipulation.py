@@ -43,9 +43,9 @@ CLAIMS = (
     ),
     Claim(
         id="which-strategy",
-        sentence="the small-scale networks, e.g., DeiT-T and DeiT-S, enjoy the dynamic-based manipulation "
-        "strategy ... for "
-        "large-scale networks, e.g., DeiT-B, it is advisable to rapidly increase the sample difficulty",
+        sentence="the small-scale networks, e.g., DeiT-T and DeiT-S, enjoy the dynamic-based manipulation strategy ... "
+        "for large-scale networks, e.g., DeiT-B, it is advisable to rapidly increase the sample difficulty at the T2 "
+        "evolution period",
         reading="dynamic beats static on DeiT-T and DeiT-S, static beats dynamic on DeiT-B",
         parts=(
             more("DeiT-T", cell("dynamic-based", "DeiT-T"), cell("static-based", "DeiT-T")),

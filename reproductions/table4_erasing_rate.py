@@ -66,6 +66,7 @@ def _full_rather_than_tenth(model: str, sign: float) -> tuple[tuple[float, Cell]
 CLAIMS = (
     Claim(
         id="best-rate",
+        quoted=False,
         sentence="the best erasing rate is 0-10 % for DeiT-T, 0-50 % for DeiT-S, 0-100 % for DeiT-B (Table "
         "4, in bold)",
         reading="the best of the four rows of each column is better than each of the other three",

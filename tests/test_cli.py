@@ -1,6 +1,7 @@
 """The command `dcvit` on folders of runs: what it prints, what it writes, and what it says of bad input."""
 
 import gc
+import json
 from math import exp
 import shutil
 
@@ -103,10 +104,10 @@ def test_evolution_takes_the_first_digits_of_a_run_and_another_place_for_the_fig
 @pytest.mark.parametrize("epochs", [1, 5, 19])
 def test_an_evolution_too_short_for_periods_says_so_and_is_drawn_all_the_same(tmp_path, capsys, epochs):
     (folder,) = lay(tmp_path / "runs" / "smoke", RECIPES[:1], epochs=epochs)
-    assert main(["evolution", str(folder)]) == OK
-    printed = capsys.readouterr().out
-    assert "no periods: " in printed
-    assert f"{epochs} epochs" in printed
+    assert main(["evolution", str(folder)]) == DATA_OR_ENVIRONMENT
+    told = capsys.readouterr()
+    assert "no periods: " in told.err
+    assert f"{epochs} epochs" in told.out
     assert (folder / "evolution.png").exists()
 
 
@@ -285,3 +286,25 @@ def test_commands_are_those_that_help_names(capsys):
     for command in ("doctor", "evolution", "figures", "report", "publish", "probe"):
         assert command in printed
         assert callable(getattr(cli, f"_{command}"))
+
+
+@pytest.mark.parametrize("part", ["data", "environment", "last", "evolution", "recipe"])
+def test_a_record_with_damage_inside_is_named(part, tmp_path, capsys):
+    (folder,) = lay(tmp_path / "runs" / "smoke", RECIPES[:1])
+    path = folder / "record.json"
+    facts = json.loads(path.read_text())
+    facts[part] = [{}] if part == "evolution" else {}
+    path.write_text(json.dumps(facts))
+    assert main(["evolution", str(folder)]) == DATA_OR_ENVIRONMENT
+    assert "record.json" in capsys.readouterr().err
+    assert main(["report"]) == OK
+    told = capsys.readouterr().err
+    assert f"left out: {path.relative_to(tmp_path)}" in told
+    assert part in told
+
+
+def test_figures_of_two_folders_do_not_overwrite_each_other(all_runs, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(all_runs / "ledger", tmp_path / name / "ledger")
+    assert main(["figures", "one", "two", "--out", "drawn"]) == OK
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["one", "two"]

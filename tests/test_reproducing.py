@@ -413,7 +413,10 @@ def test_only_may_name_what_one_of_several_tables_has(images, tmp_path, capsys):
     assert reproduce(TWO, OTHER, argv=[*options, "--only", "other"]) == OK
     assert runs_in(tmp_path / "out") == {run_id(THREE, 0)}
     assert reproduce(TWO, OTHER, argv=[*options, "--only", "nobody"]) == USAGE
-    assert "no row or column of any table; there are baseline, model, other, ours" in capsys.readouterr().err
+    assert (
+        "no row or column of any table; there are 'baseline', 'model', 'other', 'ours'"
+        in capsys.readouterr().err
+    )
 
 
 def test_too_little_time_for_any_run_says_so_and_is_not_worth_another_call(call, tmp_path):
