@@ -47,7 +47,7 @@ NEEDED = {  # inside of a record's fields, by those who read it
     "environment": {"versions", "commit", "dirty", "device", "device_name", "precision"},
     "last": {"top1", "top5"},
     "best": {"top1", "top5"},
-    "evolution": {"easy", "hard", "histogram", "alpha", "top1", "seconds"},  # each entry
+    "evolution": {"easy", "hard", "histogram", "alpha", "loss", "top1", "seconds"},  # each entry
 }
 
 

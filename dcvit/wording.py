@@ -15,12 +15,12 @@ SMOKE_WARNING = (
 )
 RULE = (
     "The standard deviation s is pooled over the table's cells of the same number, with a weak prior worth four "
-    "degrees of freedom. A claim holds if each of its contrasts is above its bound, or within its margin, by one-sided tests at 5 %, "
-    "corrected for the number of claims in the table (Holm). It is contradicted if one of its contrasts is below "
-    "half the size that the paper gives (below the bound, where it gives none; outside the margin), at 5 % shared "
-    "among the claim's contrasts. Both can be true at once: it holds, and is smaller than half. The bounds shown "
-    "are one-sided at 95 % each and not corrected. The last column says how many seeds of every run would decide, "
-    "should estimate and spread stay as they are."
+    "degrees of freedom. A claim holds if each of its contrasts is above its bound, or within its margin, by "
+    "one-sided tests at 5 %, corrected for the number of claims in the table (Holm). It is contradicted if one of "
+    "its contrasts is below half the size that the paper gives (below the bound, where it gives none; outside the "
+    "margin), at 5 % shared among the claim's contrasts. Both can be true at once: it holds, and is smaller than "
+    "half. The bounds shown are one-sided at 95 % each and not corrected. The last column says how many seeds of "
+    "every run would decide, should estimate and spread stay as they are."
 )
 NUMBER_RULE = (
     "A number is reproduced if the 90 % interval of our mean minus the printed value lies within ±delta, below or "

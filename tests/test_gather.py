@@ -26,7 +26,16 @@ from tests.helpers import image_folder, record_of
 COUNTS = {"smoke": (DIGITS_TRAIN, DIGITS_TEST), "small": (9_469, 3_925), "paper": (1_281_167, 50_000)}
 FINGERPRINTS = {"smoke": "d1" * 32, "small": "e2" * 32, "paper": "f3" * 32}
 FINE_TUNED = deit_at_384(DEIT_B)
-EPOCH = {"easy": 0.2, "hard": 0.3, "histogram": [1] * 100, "top1": 50.0, "top5": 95.0, "seconds": 2.0}
+EPOCH = {
+    "easy": 0.2,
+    "hard": 0.3,
+    "histogram": [1] * 100,
+    "top1": 50.0,
+    "top5": 95.0,
+    "seconds": 2.0,
+    "alpha": 0.8,
+    "loss": 1.0,
+}
 
 
 def own(scale):

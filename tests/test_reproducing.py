@@ -461,7 +461,7 @@ def test_strict_objects_to_a_contradicted_claim(images, tmp_path, monkeypatch, c
     common = ["--scale", "small", "--seeds", "2", "--out", str(tmp_path / "out"), "--jobs", "1"]
     assert reproduce(OTHER, argv=[*common, *options]) == code
     told = capsys.readouterr()
-    assert "- contradicted: the other is better by a thousand points [much-better]" in told.out
+    assert "- contradicted: “the other is better by a thousand points” [much-better]" in told.out
     assert ("table98: contradicted: much-better" in told.err) == bool(options)
 
 
