@@ -265,21 +265,19 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from dcvit.patch_probe import as_text
-    from dcvit.probing import probe_checkpoint
-    from dcvit.sources import find
-
-    source = find(arguments.data, "smoke") if arguments.data else None
-    if source is None:
+    if not arguments.data:
         raise DataError(
             "--data FOLDER is needed: a folder with train/ and val/, each with one folder of images a class"
         )
     from dcvit.devices import resolve
+    from dcvit.patch_probe import as_text
+    from dcvit.probing import probe_checkpoint
+    from dcvit.sources import find
 
     probe = probe_checkpoint(
         arguments.model,
         Path(arguments.checkpoint),
-        source,
+        find(arguments.data, "smoke"),
         ks=arguments.k,
         images=arguments.images,
         batch=arguments.batch,
