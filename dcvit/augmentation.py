@@ -7,6 +7,7 @@ import random
 import numpy as np
 from PIL import Image
 from timm.data import create_transform
+from timm.data.auto_augment import posterize as timm_posterize
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ Transform = Callable[[Image.Image], Tensor]  # RGB image -> uint8 (3, H, W)
 def training_transform(recipe: Recipe) -> Transform:
     """Random resized crop (bicubic), flip and RandAugment; erasing and mixing come later, on the batch."""
     augmentation = recipe.augmentation
-    return create_transform(
+    transform = create_transform(
         recipe.resolution,
         is_training=True,
         use_prefetcher=True,  # uint8 out: normalisation comes later, on the device
@@ -31,6 +32,20 @@ def training_transform(recipe: Recipe) -> Transform:
         interpolation="bicubic",
         re_prob=0.0,
     )
+    for step in transform.transforms:
+        for operation in getattr(step, "ops", ()):  # RandAugment's
+            if operation.aug_fn is timm_posterize:
+                operation.aug_fn = posterize
+    return transform
+
+
+def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keeps the highest `bits` bits of each channel, 0 to 8, as timm does.
+
+    RandAugment's strongest level keeps none and gives a black image. Pillow did that up to version 12;
+    13 raises instead, so that two of a hundred such operations would end a run.
+    """
+    return timm_posterize(image, bits) if bits > 0 else image.point(lambda value: 0)
 
 
 def evaluation_transform(recipe: Recipe) -> Transform:
