@@ -1,16 +1,18 @@
 """From a uint8 batch to what the model sees: normalised, erased, mixed, with two weighted labels an image.
 
-Every draw comes from a stream named by its purpose and the number of the update, on the
-images' device. Shapes: B images in G groups.
+Every draw comes from a stream named by its purpose, the number of the update and the mixing
+group, on the images' device, so that it does not matter who else is in the batch. Shapes: B
+images in G groups.
 """
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dcvit.erasing import draw_rates, erase_patches, erase_rectangles, label_weights
+from dcvit.layout import Piece
 from dcvit.mixing import cutmix_map, draw_lambda, mix_images, mixup_map, partner
 from dcvit.recipe import NoErasing, PatchErasing, RandomErasing, Recipe
 from dcvit.rng import stream
@@ -43,58 +45,90 @@ def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def mixed_batch(
-    pixels: Tensor, labels: Tensor, recipe: Recipe, *, alpha: Tensor, progress: float, seed: int, update: int
+    pixels: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    *,
+    alpha: Tensor,
+    progress: float,
+    seed: int,
+    update: int,
+    piece: Piece | None = None,
 ) -> MixedBatch:
-    """The batch of update number `update`, at `progress` in [0, 1] of training (Eq. 4 and 7).
+    """A piece of the batch of update number `update`, at `progress` in [0, 1] of training (Eq. 4 and 7).
 
     Each source image is erased first, then mixed with its partner, so both labels pay for
-    what their own image lost. `alpha` is a scalar tensor on the images' device.
+    what their own image lost. `alpha` is a scalar tensor on the images' device. Without a
+    `piece` the images are the whole batch.
     """
+    groups = range(recipe.groups) if piece is None else piece.groups
+    if piece is not None and piece.inside is not None:
+        return _part_of_group(
+            pixels, labels, recipe, piece, alpha=alpha, progress=progress, seed=seed, update=update
+        )
     images = normalise(pixels)
-    map_GHW, lam_G = _draw_mix(images, recipe, alpha=alpha, seed=seed, update=update)
+    map_GHW, lam_G = _draw_mix(images, recipe, groups, alpha=alpha, seed=seed, update=update)
     lam_B = lam_G.repeat_interleave(len(images) // len(lam_G))
     weights, partner_weights = lam_B, 1 - lam_B
+
+    def draws(purpose: str) -> list[torch.Generator]:
+        return [stream(seed, purpose, update, group, device=images.device) for group in groups]
 
     exploring = progress >= recipe.periods.exploration_start
     match recipe.exploration_erasing if exploring else recipe.erasing:
         case RandomErasing(probability=probability, min_area=least, max_area=most, min_aspect=aspect):
             images = erase_rectangles(
                 images,
-                generator=stream(seed, "random erasing", update, device=images.device),
+                generator=draws("random erasing"),
                 probability=probability,
                 min_area=least,
                 max_area=most,
                 min_aspect=aspect,
             )
         case PatchErasing(patch_size=patch_size, mu=mu, fill=fill, decay=decay):
-            generator = stream(seed, "patch erasing", update, device=images.device)
+            generator = draws("patch erasing")
             gamma = draw_rates(len(images), mu=mu, generator=generator)
             images = erase_patches(images, gamma, patch_size=patch_size, generator=generator, fill=fill)
             weights, partner_weights = label_weights(
-                lam_B, gamma, partner(gamma, recipe.groups), mu, decay=decay
+                lam_B, gamma, partner(gamma, len(groups)), mu, decay=decay
             )
         case NoErasing():
             pass
     return MixedBatch(
-        mix_images(images, map_GHW), labels, partner(labels, recipe.groups), weights, partner_weights
+        mix_images(images, map_GHW), labels, partner(labels, len(groups)), weights, partner_weights
     )
 
 
+def _part_of_group(pixels: Tensor, labels: Tensor, recipe: Recipe, piece: Piece, **draws: Any) -> MixedBatch:
+    """The same for a part of a group: what is drawn for the rest is drawn, too, and thrown away."""
+    at = torch.tensor(piece.inside, device=pixels.device)
+    size = recipe.batch // recipe.groups
+    all_pixels, all_labels = (
+        value.new_zeros(size, *value.shape[1:]).index_copy(0, at, value) for value in (pixels, labels)
+    )
+    mixed = mixed_batch(all_pixels, all_labels, recipe, piece=Piece(piece.groups, ()), **draws)
+    return MixedBatch(*(value[at] for value in mixed))
+
+
 def _draw_mix(
-    images: Tensor, recipe: Recipe, *, alpha: Tensor, seed: int, update: int
+    images: Tensor, recipe: Recipe, groups: range, *, alpha: Tensor, seed: int, update: int
 ) -> tuple[Tensor, Tensor]:
     """Per group: weights of the pixels (G, H, W), by MixUp or CutMix, and their mean lambda (G,)."""
-    groups, (height, width) = recipe.groups, images.shape[2:]
+    height, width = images.shape[2:]
 
     def draws(purpose: str) -> torch.Generator:
         return stream(seed, purpose, update, device=images.device)
 
-    mixup = mixup_map(draw_lambda(alpha, (groups,), generator=draws("mixup")), height=height, width=width)
+    # a few numbers for all groups of the batch, of which this piece takes its own
+    mine = slice(groups.start, groups.stop)
+    mixup_lam = draw_lambda(alpha, (recipe.groups,), generator=draws("mixup"))
+    mixup = mixup_map(mixup_lam, height=height, width=width)[mine]
     generator = draws("cutmix")
-    cutmix_lam = draw_lambda(recipe.cutmix_alpha, (groups,), generator=generator)
-    cutmix = cutmix_map(cutmix_lam, height=height, width=width, generator=generator)
+    cutmix_lam = draw_lambda(recipe.cutmix_alpha, (recipe.groups,), generator=generator)
+    cutmix = cutmix_map(cutmix_lam, height=height, width=width, generator=generator)[mine]
 
-    switch = torch.rand(groups, generator=draws("switch"), device=images.device) < recipe.cutmix_probability
+    switch = torch.rand(recipe.groups, generator=draws("switch"), device=images.device)[mine]
+    switch = switch < recipe.cutmix_probability
     map_GHW = torch.where(switch[:, None, None], cutmix, mixup)
     # the mean of a constant map would round: MixUp's lambda is its own
     lam_G = torch.where(switch, cutmix.mean(dim=(1, 2)), mixup[:, 0, 0])

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
@@ -31,24 +30,23 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], course: Course) -> Path:
-    """Saves what a run needs to go on to the bit, in one move, in the place of what it saved before."""
+    """Saves what a run needs to go on to the bit, in one move; the one before is kept, older ones go."""
     content = _as_bytes(tensors, header=pausing.header_of(course))
-    path = pausing.path_of(folder, content)
+    path = pausing.path_of(folder, course.update, content)
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
-    pausing.forget(folder, but=path)
+    pausing.forget_older(path)
     return path
 
 
-def load_state(path: Path, maker: dict[str, Any]) -> tuple[dict[str, Tensor], Course]:
-    """What `save_state` saved, on the CPU. UnusableState if it is damaged or of another maker."""
+def load_state(path: Path) -> tuple[dict[str, Tensor], Course]:
+    """What `save_state` saved, on the CPU. UnusableState if it is damaged."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UnusableState(f"{path} can't be read ({error.strerror or error})") from error
-    if path != pausing.path_of(path.parent, content):
+    if not pausing.is_whole(path, content):
         raise UnusableState(f"{path} is damaged: its checksum is not the one in its name")
     course = pausing.read_course(path)
-    pausing.require_same(maker, course, path)
     return load(content), course
 
 

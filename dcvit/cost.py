@@ -1,6 +1,6 @@
 """What a run will cost, by arithmetic and by what others took. Estimates, and printed as such. No torch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from statistics import median
 from typing import NamedTuple
 
@@ -11,6 +11,9 @@ CORE_FLOPS = 3.0e10  # one CPU core, small matrices in float32
 CORE_UPDATE = 0.016  # seconds of Python and small operations in an update on a CPU
 CORE_DECODES = 240  # full-size images a second and core: decode, crop, RandAugment
 RESNET_50_MACS = 4.1e9  # at 224 px
+STEM = 64  # channels of a ResNet's first convolution, whatever the width of its stages
+HALF, FULL = 2, 4  # bytes of a number in bfloat16 and in float32
+INDEX = 8  # bytes of an int64
 
 
 def multiply_adds(backbone: Backbone, resolution: int) -> float:
@@ -27,6 +30,123 @@ def multiply_adds(backbone: Backbone, resolution: int) -> float:
             return total
         case ResNet(depths=depths, width=width):
             return RESNET_50_MACS * (resolution / 224) ** 2 * sum(depths) / 16 * (width / 64) ** 2
+
+
+# --- memory --------------------------------------------------------------------------------
+
+
+def parameters(recipe: Recipe) -> int:
+    """How many weights the recipe's network has: `models.parameter_count` by arithmetic."""
+    classes = recipe.classes
+    match recipe.backbone:
+        case VisionTransformer(width=width, depth=depth, patch_size=patch_size):
+            tokens = (recipe.resolution // patch_size) ** 2 + 1
+            embedding = 3 * patch_size**2 * width + width + (1 + tokens) * width
+            return embedding + depth * _block_parameters(width) + 2 * width + (width + 1) * classes
+        case SwinTransformer(width=width, depths=depths, heads=heads, patch_size=patch_size, window=window):
+            total = 3 * patch_size**2 * width + 3 * width
+            for stage, depth in enumerate(depths):
+                wide = width << stage
+                if stage:  # merging: a norm of four patches beside each other, then half as many channels
+                    total += 2 * 2 * wide + 2 * wide * wide
+                total += depth * (_block_parameters(wide) + (2 * window - 1) ** 2 * heads[stage])
+            return total + 2 * wide + (wide + 1) * classes
+        case ResNet() as resnet:
+            total = 3 * 7**2 * STEM + 2 * STEM
+            for block in _bottlenecks(resnet, recipe.resolution):
+                wide, out = block.wide, 4 * block.wide
+                total += block.into * wide + 9 * wide**2 + wide * out + 2 * (2 * wide + out)
+                total += (block.into * out + 2 * out) * block.projects
+            return total + (out + 1) * classes
+
+
+def _block_parameters(width: int) -> int:
+    """Of a transformer block: two norms, queries, keys, values, a projection, two layers of four times the width."""
+    return 12 * width**2 + 13 * width
+
+
+def state_bytes(recipe: Recipe) -> float:
+    """Bytes that a run holds whatever the batch: float32 weights, gradients, two moments, and the average if any."""
+    return FULL * parameters(recipe) * (4 if recipe.ema_decay is None else 5)
+
+
+def activation_bytes(recipe: Recipe) -> float:
+    """Bytes held for the backward pass of ONE image of a training step, under bfloat16 autocast.
+
+    A sum over what autograd saves in an eager step, each storage once; 2 bytes where autocast computes
+    in bfloat16 (matrix products, convolutions), 4 where it does in float32 (norms, softmax).
+
+        transformer block, a token of C channels and H heads
+            2 norms         their inputs in float32, mean and deviation     2 (4 C + 8)
+            queries ...     input, queries, keys, values; projection's input      2 (1 + 3 + 1) C
+            MLP             input, before and behind GELU                   2 (1 + 4 + 4) C
+            attention       ViT, fused: log of the sum, float32             4 H
+                            Swin, not fused: softmax of M^2 scores in float32, its copy in bfloat16     6 H M^2
+        in all: ViT (36 C + 16 + 4 H), Swin (36 C + 16 + 6 H M^2) bytes a token and block
+
+        bottleneck, a place: what goes into each BatchNorm and what comes out of each ReLU     2 + 2 bytes a channel
+
+    timm fuses Swin's attention only on demand. The image itself, the stem, merging and the last norm are counted; the
+    head, dropped paths and the batch's statistics, below 1 %, are not. What does not grow with the batch is not either:
+    `state_bytes`, and 2 bytes a weight for autocast's copies. A compiled step recomputes what is cheap
+    and holds less; what a kernel needs while it runs comes on top (allow 20 %).
+    """
+    side = recipe.resolution
+    image = HALF * 3 * side**2
+    match recipe.backbone:
+        case VisionTransformer(width=width, heads=head_count, depth=depth, patch_size=patch_size):
+            tokens = (side // patch_size) ** 2 + 1
+            return image + tokens * (depth * (_block_bytes(width) + FULL * head_count) + _norm_bytes(width))
+        case SwinTransformer(width=width, depths=depths, heads=heads, patch_size=patch_size, window=window):
+            tokens = (side // patch_size) ** 2
+            total = image + tokens * _norm_bytes(width)
+            for stage, depth in enumerate(depths):
+                tokens, wide = (side // patch_size >> stage) ** 2, width << stage
+                if stage:
+                    total += tokens * (_norm_bytes(2 * wide) + HALF * 2 * wide)
+                scores = heads[stage] * window**2
+                total += depth * tokens * (_block_bytes(wide) + (FULL + HALF) * scores)
+            return total + tokens * _norm_bytes(wide)
+        case ResNet() as resnet:
+            places, pooled = (-(-side // 2)) ** 2, (-(-side // 4)) ** 2
+            total = image + 2 * HALF * places * STEM + (HALF + INDEX) * pooled * STEM
+            for block in _bottlenecks(resnet, side):
+                before, after = block.side_before**2, block.side**2
+                total += 2 * HALF * block.wide * (before + after + 4 * after)
+                total += HALF * 4 * block.wide * after * block.projects
+            return total
+
+
+def _norm_bytes(channels: int) -> int:
+    """What a LayerNorm holds of a token: its input, mean and deviation, in float32."""
+    return FULL * channels + 2 * FULL
+
+
+def _block_bytes(channels: int) -> int:
+    """What a transformer block holds of a token, but for the attention's scores."""
+    return 2 * _norm_bytes(channels) + HALF * (1 + 3 + 1) * channels + HALF * (1 + 4 + 4) * channels
+
+
+class _Bottleneck(NamedTuple):
+    into: int  # channels
+    wide: int  # of its middle; four times as many come out
+    side_before: int  # places
+    side: int
+    projects: bool  # its shortcut is a convolution
+
+
+def _bottlenecks(resnet: ResNet, resolution: int) -> Iterator[_Bottleneck]:
+    into, side = STEM, -(-resolution // 4)
+    for stage, depth in enumerate(resnet.depths):
+        wide = resnet.width << stage
+        for number in range(depth):
+            halves = stage > 0 and number == 0
+            after = -(-side // 2) if halves else side
+            yield _Bottleneck(into, wide, side, after, halves or into != 4 * wide)
+            into, side = 4 * wide, after
+
+
+# --- time ----------------------------------------------------------------------------------
 
 
 def estimated_seconds(recipe: Recipe, *, images: int, gpu: bool, cores: int) -> float:

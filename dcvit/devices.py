@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 import platform
+import subprocess
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,20 @@ def resolve(name: str | None) -> torch.device:
             "Leave --device out to take what there is"
         )
     return device
+
+
+def free_gpus() -> tuple[int, ...]:
+    """The GPUs on which no other process computes, as nvidia-smi has it; all that torch sees where it does not say."""
+    seen = range(torch.cuda.device_count())
+    query = ["nvidia-smi", "--query-compute-apps=gpu_uuid", "--format=csv,noheader"]
+    try:
+        busy = set(
+            subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.split()
+        )
+    except (OSError, subprocess.SubprocessError):
+        return tuple(seen)
+    free = tuple(gpu for gpu in seen if f"GPU-{torch.cuda.get_device_properties(gpu).uuid}" not in busy)
+    return free or tuple(seen)
 
 
 def best_precision(device: torch.device) -> Precision:

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from dcvit.runs import Outcome, Run, Watcher
+from dcvit.telling import dropped, say
 
 if TYPE_CHECKING:
     from dcvit.training import Progress
@@ -49,17 +50,19 @@ class Display(AbstractContextManager["Display"]):
         self.last_line: dict[Run, float] = {}
 
     def __enter__(self) -> "Display":
-        self.bars.start()
+        with dropped():
+            self.bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bars.stop()
+        with dropped():
+            self.bars.stop()
 
     @property
     def watcher(self) -> Watcher:
-        return Watcher(progress=self.progress, ended=self.ended)
+        return Watcher(progress=self.progress, ended=self.ended, waits=self.waits)
 
     def progress(self, run: Run, now: "Progress") -> None:
         top1 = "" if now.top1 is None else f", top-1 {now.top1:.1f} %"
@@ -71,7 +74,11 @@ class Display(AbstractContextManager["Display"]):
         elif monotonic() - self.last_line.setdefault(run, monotonic()) > QUIET:
             self.last_line[run] = monotonic()
             left = now.seconds * (now.total_images / now.images - 1)
-            print(f"  {self.names[run]}: {note}, about {left:.0f} s left", flush=True)
+            say(f"  {self.names[run]}: {note}, about {left:.0f} s left")
+
+    def waits(self, run: Run, outcome: Outcome) -> None:
+        with dropped():
+            self.console.print(f"{self.names[run]}: {outcome.problem}; waiting for it", markup=False)
 
     def ended(self, run: Run, outcome: Outcome) -> None:
         self.done += 1
@@ -85,4 +92,5 @@ class Display(AbstractContextManager["Display"]):
         else:
             record = outcome.record
             text = f"top-1 {record.last['top1']:.2f} %, top-5 {record.last['top5']:.2f} %, {record.seconds:.0f} s"
-        self.console.print(f"[{self.done}/{len(self.names)}] {self.names[run]}: {text}", markup=False)
+        with dropped():
+            self.console.print(f"[{self.done}/{len(self.names)}] {self.names[run]}: {text}", markup=False)

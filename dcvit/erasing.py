@@ -1,7 +1,8 @@
 """PatchErasing with label decay (4.2, Eq. 7), and the RandomErasing that it replaces.
 
 Shapes: B images of C channels, H x W pixels, in h x w patches; N = h w. Images are
-normalised, so zero is the mean colour of the data set. Inputs are never modified.
+normalised, so zero is the mean colour of the data set. Inputs are never modified. Where a
+generator is asked for, several may be given: each draws for an equal part of the images.
 """
 
 from math import log
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dcvit.recipe import Decay, Fill
+from dcvit.rng import Generators, normal, uniform
 
 Real = TypeVar("Real", float, Tensor)
 
@@ -18,17 +20,17 @@ SMALLEST_MU = torch.finfo(torch.float32).tiny  # below it gamma / mu would be 0 
 ATTEMPTS = 10  # RandomErasing looks this often for a rectangle that fits, as in timm
 
 
-def draw_rates(n: int, *, mu: float, generator: torch.Generator) -> Tensor:
+def draw_rates(n: int, *, mu: float, generator: Generators) -> Tensor:
     """n erasing rates gamma ~ Unif[0, mu], float32 (n,), on the generator's device.
 
     Raises ValueError if mu lies outside [0, 1].
     """
     _require_mu(mu)
-    return mu * torch.rand(n, generator=generator, device=generator.device)
+    return mu * uniform(n, generator=generator)
 
 
 def erase_patches(
-    images: Tensor, gamma: Tensor, *, patch_size: int, generator: torch.Generator, fill: Fill = "pixel"
+    images: Tensor, gamma: Tensor, *, patch_size: int, generator: Generators, fill: Fill = "pixel"
 ) -> Tensor:
     """New images (B, C, H, W) of which image i has lost round(gamma_i N) of its N patches.
 
@@ -43,7 +45,7 @@ def erase_patches(
     return _fill(images, mask_BHW, fill=fill, generator=generator)
 
 
-def patch_mask(images: Tensor, gamma: Tensor, *, patch_size: int, generator: torch.Generator) -> Tensor:
+def patch_mask(images: Tensor, gamma: Tensor, *, patch_size: int, generator: Generators) -> Tensor:
     """Which pixels `erase_patches` erases, bool (B, H, W)."""
     B, _, H, W = images.shape
     if patch_size < 1 or H % patch_size or W % patch_size:
@@ -54,7 +56,7 @@ def patch_mask(images: Tensor, gamma: Tensor, *, patch_size: int, generator: tor
         raise ValueError(f"gamma has shape {tuple(gamma.shape)}: one rate an image, ({B},), is needed")
     h, w = H // patch_size, W // patch_size
     erased_B1 = (gamma * (h * w)).round()[:, None]
-    order_BN = torch.rand(B, h * w, generator=generator, device=images.device).argsort(dim=1)
+    order_BN = uniform(B, h * w, generator=generator).argsort(dim=1)
     first_BN = torch.arange(h * w, device=images.device).expand(B, -1) < erased_B1
     mask_BN = torch.zeros_like(first_BN).scatter_(1, order_BN, first_BN)
     mask_Bhw = mask_BN.view(B, h, w)
@@ -64,7 +66,7 @@ def patch_mask(images: Tensor, gamma: Tensor, *, patch_size: int, generator: tor
 def erase_rectangles(
     images: Tensor,
     *,
-    generator: torch.Generator,
+    generator: Generators,
     probability: float = 0.25,
     min_area: float = 0.02,
     max_area: float = 1 / 3,
@@ -90,7 +92,7 @@ def erase_rectangles(
 def rectangle_mask(
     images: Tensor,
     *,
-    generator: torch.Generator,
+    generator: Generators,
     probability: float,
     min_area: float,
     max_area: float,
@@ -100,32 +102,32 @@ def rectangle_mask(
     B, _, H, W = images.shape
     device = images.device
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, device=device)
+    def draw(*shape: int) -> Tensor:
+        return uniform(*shape, generator=generator)
 
-    area_BT = (min_area + (max_area - min_area) * uniform(B, ATTEMPTS)) * (H * W)
-    aspect_BT = ((2 * uniform(B, ATTEMPTS) - 1) * log(1 / min_aspect)).exp()
+    area_BT = (min_area + (max_area - min_area) * draw(B, ATTEMPTS)) * (H * W)
+    aspect_BT = ((2 * draw(B, ATTEMPTS) - 1) * log(1 / min_aspect)).exp()
     height_BT = (area_BT * aspect_BT).sqrt().round()
     width_BT = (area_BT / aspect_BT).sqrt().round()
     fits_BT = (height_BT < H) & (width_BT < W)
     first_B1 = fits_BT.int().argmax(dim=1, keepdim=True)  # argmax: the first of the largest
 
     height_B1, width_B1 = height_BT.gather(1, first_B1), width_BT.gather(1, first_B1)
-    top_B1 = (uniform(B, 1) * (H - height_B1 + 1)).floor()
-    left_B1 = (uniform(B, 1) * (W - width_B1 + 1)).floor()
+    top_B1 = (draw(B, 1) * (H - height_B1 + 1)).floor()
+    left_B1 = (draw(B, 1) * (W - width_B1 + 1)).floor()
     row_H, column_W = torch.arange(H, device=device), torch.arange(W, device=device)
     rows_BH = (row_H >= top_B1) & (row_H < top_B1 + height_B1)
     columns_BW = (column_W >= left_B1) & (column_W < left_B1 + width_B1)
-    chosen_B = (uniform(B) < probability) & fits_BT.any(dim=1)
+    chosen_B = (draw(B) < probability) & fits_BT.any(dim=1)
     return rows_BH[:, :, None] & columns_BW[:, None, :] & chosen_B[:, None, None]
 
 
-def _fill(images: Tensor, mask_BHW: Tensor, *, fill: Fill, generator: torch.Generator) -> Tensor:
+def _fill(images: Tensor, mask_BHW: Tensor, *, fill: Fill, generator: Generators) -> Tensor:
     mask_B1HW = mask_BHW[:, None]
     if fill == "zero":
         return images.masked_fill(mask_B1HW, 0.0)
     if fill == "pixel":
-        noise = torch.randn(images.shape, generator=generator, device=images.device).to(images.dtype)
+        noise = normal(*images.shape, generator=generator).to(images.dtype)
         return torch.where(mask_B1HW, noise, images)
     raise ValueError(f'fill={fill!r}: "pixel" (noise) or "zero" (the mean colour)')
 

@@ -35,4 +35,8 @@ class Diverged(ArithmeticError):
 
 
 class Paused(Exception):
-    """The time was up before the end of a run; its state was saved, and the same call goes on from there."""
+    """A run was told to stop before its end; its state was saved, and the same call goes on from there."""
+
+
+class RankLost(RuntimeError):
+    """Another process of this run died or hangs; the run can be started again from its last saved state."""

@@ -1,7 +1,8 @@
 """Files that are either there in full or not at all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -36,12 +37,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power cut."""
+    """Makes a rename survive a power cut, where the file system can do that for folders."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
     finally:
         os.close(handle)
+
+
+def remove_leftovers(folder: Path, *, of: Sequence[str]) -> None:
+    """Removes what `write_atomically` left of files of these names (or beginnings) when it was killed."""
+    for name in of:
+        for path in folder.glob(f".{name}*"):
+            path.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:

@@ -1,35 +1,35 @@
 """Runs what has no record yet: one after the other here, or side by side in processes.
 
-A run that fails is an outcome like any other and does not stop the rest. Processes are
-plain ones that are told one run at a time over a pipe, so a process that dies (killed for
-memory, say) costs the run it was at and no other.
+A run that another process trains is waited for, and taken over if that one dies. One that fails
+is an outcome like any other and does not stop the rest. Processes are plain ones that are told one
+run at a time over a pipe, so a process that dies (killed for memory, say) costs the run it was at
+and no other.
 
 With a deadline nothing is started that would not end before it, and what is running then is
-paused: its state is saved, and the next call goes on.
+paused: its state is saved, and the next call goes on. So it is after a signal that asks to stop.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-import errno
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+import os
 import signal
-from time import time
-import traceback
-from typing import TYPE_CHECKING
+from time import sleep, time
 
+from dcvit import ledger
+from dcvit.claims import state_of
 from dcvit.cost import multiply_adds
-from dcvit.errors import DataError, Diverged, EnvironmentProblem, Paused, unwritable
-from dcvit.files import write_text
+from dcvit.executing import execute
 from dcvit.runs import Estimate, Outcome, Place, Run, Watcher, course_of
-
-if TYPE_CHECKING:
-    from dcvit.training import Progress
+from dcvit.stopping import ASKING, listening
 
 CAUTION = 1.1  # times an estimate must fit before the deadline
-HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the next run would fail alike
+LATER = ("paused", "postponed", "stopped")  # the same call will go on
+GRACE = 15.0  # seconds that a process has to save its state when this one is interrupted
+POLL = 1.0  # seconds between two looks at what others train, and at signals
 
 
 def make_all(
@@ -39,8 +39,13 @@ def make_all(
     jobs: int,
     watcher: Watcher,
     estimate: Estimate = lambda run, made: 0.0,
+    stopped: Callable[[], str] = str,
+    gpus: Sequence[int] = (),
 ) -> dict[Run, Outcome]:
     """Trains all of `runs`, up to `jobs` side by side; none of them may have a record yet.
+
+    Of `gpus` each run side by side gets `place.gpus_per_run`, if there are that many. Once `stopped` gives a
+    reason, what runs is paused and nothing new is started.
 
     A run starts after the one whose weights it needs; if that one has no record, it is not
     started. After a problem of the machine (a full disk) nothing new is started.
@@ -50,6 +55,7 @@ def make_all(
     which more is left than a whole call has time for goes on all the same, else it never ended.
     """
     asked, waiting = set(runs), sorted(runs, key=_longest_first)
+    elsewhere: set[Run] = set()  # other processes are at them
     outcomes: dict[Run, Outcome] = {}
     called = time()
 
@@ -60,7 +66,7 @@ def make_all(
                 return Outcome(problem=f"not started: {outcome.problem}", kind="failed")
         if run.before not in outcomes or outcomes[run.before].record is not None:
             return None
-        later = outcomes[run.before].kind in ("paused", "postponed")
+        later = outcomes[run.before].kind in LATER
         why = (
             f"run {run.before.id}, whose weights it needs, {'is not finished' if later else 'has no record'}"
         )
@@ -81,29 +87,65 @@ def make_all(
 
     def next_run() -> Run | None:
         """The longest run that can start now; runs that never can are given their outcome first."""
+        if stopped():
+            return None
+        for other in list(elsewhere):
+            look_elsewhere(other)
         while never := next(((run, why) for run in waiting if (why := why_never(run))), None):
             waiting.remove(never[0])
             end(*never)
-        ready = (run for run in waiting if run.before not in asked or run.before in outcomes)
+        ready = (
+            run
+            for run in waiting
+            if run not in elsewhere and (run.before not in asked or run.before in outcomes)
+        )
         if run := next(filter(in_time, ready), None):
             waiting.remove(run)
         return run
 
+    def look_elsewhere(run: Run) -> None:
+        """Whether another process has finished a run, or left it."""
+        if state_of(place.folder_of(run)) == "held":
+            return
+        elsewhere.remove(run)
+        record = ledger.find(place.out, run.recipe, run.seed, place.source.fingerprint)
+        if record is not None:
+            waiting.remove(run)
+            end(run, Outcome(record=record))
+
     def no_time(run: Run) -> Outcome:
+        if why := stopped():
+            return Outcome(problem=f"not started: {why}", kind="stopped")
+        if run in elsewhere:
+            return Outcome(problem="not finished here: another process is at it", kind="stopped")
         assert place.deadline is not None
         left, needed = max(place.deadline - time(), 0.0), seconds_to_end(run)
         why = f"it would take about {needed / 60:.1f} minutes, {left / 60:.1f} are left"
         return Outcome(problem=f"not started: {why}", kind="postponed")
 
     def end(run: Run, outcome: Outcome) -> None:
-        outcomes[run] = outcome
-        watcher.ended(run, outcome)
+        if outcome.kind == "held":  # it is looked at again
+            waiting.append(run)
+            elsewhere.add(run)
+            watcher.waits(run, outcome)
+        else:
+            outcomes[run] = outcome
+            watcher.ended(run, outcome)
 
-    if jobs == 1:
-        while (run := next_run()) is not None:
-            end(run, execute(run, place, partial(watcher.progress, run)))
-    else:
-        _side_by_side(next_run, end, place, jobs=jobs, watcher=watcher)
+    def nothing_to_wait_for() -> bool:
+        late = place.deadline is not None and time() >= place.deadline
+        return not elsewhere or bool(stopped()) or late
+
+    while True:
+        if jobs == 1:
+            while (run := next_run()) is not None:
+                mine = replace(place, gpus=tuple(gpus[: place.gpus_per_run]))
+                end(run, execute(run, mine, partial(watcher.progress, run), stopped))
+        else:
+            _side_by_side(next_run, end, place, jobs=jobs, watcher=watcher, stopped=stopped, gpus=gpus)
+        if nothing_to_wait_for():
+            break
+        sleep(POLL)
     while run := next((run for run in waiting if run.before not in waiting), None):
         waiting.remove(run)
         end(run, why_never(run) or no_time(run))
@@ -117,54 +159,6 @@ def _longest_first(run: Run) -> float:
     return -cost
 
 
-def execute(run: Run, place: Place, observe: Callable[["Progress"], None]) -> Outcome:
-    """Trains one run in this process. Whatever goes wrong is an outcome; its traceback goes into the run's folder."""
-    import torch
-
-    from dcvit.devices import resolve
-    from dcvit.training import fit
-
-    folder = place.folder_of(run)
-    threads = torch.get_num_threads()
-    try:
-        for stale in ("error.txt", "diverged.safetensors"):  # of an earlier try
-            (folder / stale).unlink(missing_ok=True)
-        device = resolve(place.device)
-        if device.type == "cpu":
-            # the bits of a result depend on the number of threads, and small networks gain nothing by more
-            torch.set_num_threads(1)
-        record = fit(
-            run.recipe,
-            run.seed,
-            place.source,
-            place.out,
-            device,
-            workers=place.workers,
-            observe=observe,
-            deadline=place.deadline,
-        )
-        return Outcome(record=record)
-    except Paused as error:
-        return Outcome(problem=str(error), kind="paused")
-    except Diverged as error:
-        return Outcome(problem=f"diverged: {error}", kind="diverged")
-    except (DataError, EnvironmentProblem) as error:
-        return Outcome(problem=str(error), kind="environment")
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in HOPELESS:
-            return Outcome(problem=str(unwritable(place.out, error)), kind="environment")
-        where = ""
-        try:
-            write_text(folder / "error.txt", traceback.format_exc())
-            where = f" (see {folder / 'error.txt'})"
-        except OSError:  # the disk may be what went wrong
-            pass
-        first_line = (str(error).splitlines() or [""])[0]
-        return Outcome(problem=f"{type(error).__name__}: {first_line}{where}", kind="failed")
-    finally:
-        torch.set_num_threads(threads)
-
-
 # --- processes -----------------------------------------------------------------------------
 
 
@@ -172,6 +166,7 @@ def execute(run: Run, place: Place, observe: Callable[["Progress"], None]) -> Ou
 class _Worker:
     process: BaseProcess
     pipe: Connection
+    slot: int
     run: Run | None = None
 
 
@@ -182,6 +177,8 @@ def _side_by_side(
     *,
     jobs: int,
     watcher: Watcher,
+    stopped: Callable[[], str],
+    gpus: Sequence[int],
 ) -> None:
     context = get_context("spawn")  # a fork would copy threads that are in the middle of something
     workers: list[_Worker] = []
@@ -191,10 +188,14 @@ def _side_by_side(
 
     def start() -> _Worker:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, place), daemon=place.workers == 0)
+        slot = min(set(range(jobs)) - {worker.slot for worker in workers})
+        many = place.gpus_per_run
+        mine = replace(place, gpus=tuple(gpus[slot * many : (slot + 1) * many]))
+        childless = place.workers == 0 and many == 1
+        process = context.Process(target=_work, args=(theirs, mine), daemon=childless)
         process.start()
         theirs.close()
-        workers.append(_Worker(process, ours))
+        workers.append(_Worker(process, ours, slot))
         return workers[-1]
 
     def hand_out() -> None:
@@ -212,8 +213,14 @@ def _side_by_side(
 
     try:
         hand_out()
+        told = False
         while busy():
-            ready = wait([worker.pipe for worker in workers if worker.run is not None])
+            if stopped() and not told:
+                told = True
+                for worker in workers:
+                    if worker.run is not None and worker.process.pid is not None:
+                        os.kill(worker.process.pid, signal.SIGTERM)
+            ready = wait([worker.pipe for worker in workers if worker.run is not None], timeout=POLL)
             for worker in [worker for worker in workers if worker.pipe in ready]:
                 run = worker.run
                 assert run is not None
@@ -237,15 +244,19 @@ def _side_by_side(
             if worker.run is not None:
                 worker.process.terminate()
         for worker in workers:
+            worker.process.join(GRACE if worker.run is not None else None)
+            worker.process.kill()
             worker.process.join()
 
 
 def _work(pipe: Connection, place: Place) -> None:
     """A process that trains what it is told, until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    while True:
-        try:
-            run = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(execute(run, place, pipe.send))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business, which passes it on
+    others = tuple(number for number in ASKING if number != signal.SIGINT)
+    with listening(others) as stopped:
+        while True:
+            try:
+                run = pipe.recv()
+            except EOFError:
+                return
+            pipe.send(execute(run, place, pipe.send, stopped))

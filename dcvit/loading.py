@@ -6,7 +6,8 @@ of workers, and update 1000 can be made without the 999 before it.
 Shapes: B samples of G groups, S updates an epoch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import signal
 from typing import Any
 
 import torch
@@ -44,16 +45,25 @@ def epoch_order(images: int, recipe: Recipe, *, seed: int, epoch: int) -> tuple[
 
 
 def training_batches(
-    pictures: Pictures, recipe: Recipe, *, seed: int, start: int = 0, workers: int = 0, pinned: bool = False
+    pictures: Pictures,
+    recipe: Recipe,
+    *,
+    seed: int,
+    start: int = 0,
+    workers: int = 0,
+    pinned: bool = False,
+    positions: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """All batches of a run from update number `start` on, epoch after epoch."""
+    """All batches of a run from update number `start` on, epoch after epoch; of each the samples at `positions`."""
+    at = slice(None) if positions is None else list(positions)
 
     def keys() -> Iterator[list[tuple[int, int, int]]]:
         updates = updates_per_epoch(len(pictures), recipe)
         for epoch in range(start // updates, recipe.epochs):
             image_SB, view_SB = epoch_order(len(pictures), recipe, seed=seed, epoch=epoch)
             first = max(start - epoch * updates, 0)
-            for images, views in zip(image_SB[first:].tolist(), view_SB[first:].tolist(), strict=True):
+            mine = image_SB[first:, at].tolist(), view_SB[first:, at].tolist()
+            for images, views in zip(*mine, strict=True):
                 yield [(epoch, image, view) for image, view in zip(images, views, strict=True)]
 
     yield from _loader(_Views(pictures, recipe, seed), list_of_keys=keys(), workers=workers, pinned=pinned)
@@ -63,8 +73,8 @@ def evaluation_batches(
     pictures: Pictures, recipe: Recipe, *, workers: int = 0, pinned: bool = False
 ) -> Iterator[Batch]:
     """The test images in order, in batches of the recipe's size; the last may be smaller."""
-    indices = torch.arange(len(pictures)).split(recipe.batch)
-    keys = (part.tolist() for part in indices)
+    starts = range(0, len(pictures), recipe.batch)
+    keys = (list(range(start, min(start + recipe.batch, len(pictures)))) for start in starts)
     yield from _loader(_EvaluationViews(pictures, recipe), list_of_keys=keys, workers=workers, pinned=pinned)
 
 
@@ -75,7 +85,14 @@ def _loader(dataset: Dataset, *, list_of_keys: Iterator[list[Any]], workers: int
         num_workers=workers,
         pin_memory=pinned,
         generator=stream(0, "workers"),  # unused by us, but else drawn from the global one
+        worker_init_fn=_undisturbed,
     )
+
+
+def _undisturbed(worker: int) -> None:
+    """Signals that are meant for the run reach its loading processes too; these end when the run tells them."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)
 
 
 class _Views(Dataset):

@@ -1,8 +1,13 @@
 """Named random streams: the only source of randomness in dcvit."""
 
+from collections.abc import Callable, Sequence
 import hashlib
+from typing import TypeAlias
 
 import torch
+from torch import Tensor
+
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
 
 
 def stream_seed(seed: int, *purpose: str | int) -> int:
@@ -36,3 +41,33 @@ def seed_global(device: torch.device, seed: int, *purpose: str | int) -> None:
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         torch.cuda.default_generators[index].manual_seed(bits)
+
+
+def uniform(*shape: int, generator: Generators) -> Tensor:
+    """U ~ Unif[0, 1), float32 of `shape`, on the generator's device; see `drawn`."""
+    return drawn(torch.rand, *shape, generator=generator)
+
+
+def normal(*shape: int, generator: Generators) -> Tensor:
+    """Z ~ N(0, 1), float32 of `shape`, on the generator's device; see `drawn`."""
+    return drawn(torch.randn, *shape, generator=generator)
+
+
+def drawn(draw: Callable[..., Tensor], *shape: int, generator: Generators) -> Tensor:
+    """What `draw` gives; of several generators each draws an equal part of the first dimension.
+
+    So what a mixing group draws is its own, whichever groups it shares a batch with.
+    ValueError if the first dimension does not split into so many equal parts.
+
+    >>> many = [stream(0, "doc", group) for group in range(2)]
+    >>> both = uniform(4, generator=many)
+    >>> torch.equal(both[2:], uniform(2, generator=stream(0, "doc", 1)))
+    True
+    """
+    if isinstance(generator, torch.Generator):
+        return draw(shape, generator=generator, device=generator.device)
+    first, *rest = shape
+    if first % len(generator):
+        raise ValueError(f"{first} samples do not split into equal parts for {len(generator)} generators")
+    parts = [draw((first // len(generator), *rest), generator=one, device=one.device) for one in generator]
+    return torch.cat(parts)

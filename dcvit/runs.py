@@ -33,11 +33,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: with a record, with a problem, or for lack of time before its end or its beginning."""
+    """How a run ended: with a record, with a problem, or before its end or its beginning.
+
+    That is so for lack of time (paused, postponed), because of a signal (paused, stopped), or since
+    another process trains it (held).
+    """
 
     record: ledger.Record | None = None
     problem: str = ""
-    kind: Literal["", "failed", "diverged", "environment", "paused", "postponed"] = ""
+    kind: Literal["", "failed", "diverged", "environment", "paused", "postponed", "stopped", "held"] = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,12 @@ class Place:
     device: str | None  # None: a GPU if there is one
     workers: int  # loading processes of a run
     deadline: float | None = None  # as time.time() has it
+    gpus_per_run: int = 1  # processes of a run; on a CPU, too
+    is_member: bool = False  # this process is one of them, and its environment says which
+    gpus: tuple[int, ...] = ()  # of this run, where several run side by side; (): the first ones
+    micro_batch: int | None = None  # images that go through the network at once; None: what fits
+    save_every: float = 600.0  # seconds between two states
+    allow_changes: bool = False  # a run may go on with other versions
 
     def folder_of(self, run: Run) -> Path:
         """Where a run's record and weights belong."""
@@ -61,6 +71,7 @@ class Watcher:
 
     progress: Callable[[Run, "Progress"], None] = lambda run, progress: None
     ended: Callable[[Run, Outcome], None] = lambda run, outcome: None
+    waits: Callable[[Run, Outcome], None] = lambda run, outcome: None  # for another process that trains it
 
 
 Estimate = Callable[[Run, Mapping[Run, ledger.Record]], float]  # by the runs that this call has finished

@@ -2,25 +2,31 @@
 
     batch -> erase -> mix -> model -> two-label loss -> update -> difficulty -> next alpha
 
-It never waits for the device: alpha, counts, losses and norms stay there. A step whose loss or
-gradient is not finite is masked on the device, and so is every one after it, so that the state
-is the one before it when somebody looks.
+A batch may go through the model in pieces, in one process or several: gradients, losses and
+counts are summed over all of them before anything is changed. The step never waits for the device:
+alpha, counts, losses and norms stay there. One whose loss or gradient is not finite is masked on the
+device, and so is every one after it, so that the state is the one before it when somebody looks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dcvit.batch import mixed_batch
 from dcvit.checkpoint import copied, starting_with
 from dcvit.devices import Precision, autocast, prepare
 from dcvit.difficulty import HISTOGRAM_BINS, count_by_difficulty, dynamic_alpha, top_score_histogram
+from dcvit.layout import Piece, pieces_of
 from dcvit.loading import Batch
-from dcvit.losses import two_label_loss
+from dcvit.losses import Loss, two_label_loss
 from dcvit.models import build, decay_groups, fit_weights
+from dcvit.processes import ALONE, World
 from dcvit.recipe import DynamicAlpha, FixedAlpha, Recipe, StagedAlpha, StaticAlpha
 from dcvit.rng import seed_global
 from dcvit.schedules import learning_rate, staged_alpha, static_alpha
@@ -72,6 +78,7 @@ class State:
 
     model: nn.Module
     forward: Callable[[Tensor], Tensor]  # the model, compiled where that pays
+    parallel: DistributedDataParallel | None  # what sums its gradients over processes, if there are several
     optimizer: torch.optim.Optimizer
     parameters: list[nn.Parameter]
     ema: dict[str, Tensor]  # moving average of the weights; empty if the recipe keeps none
@@ -88,7 +95,12 @@ class State:
 
 
 def begin_state(
-    recipe: Recipe, seed: int, device: torch.device, *, weights: dict[str, Tensor] | None = None
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    *,
+    weights: dict[str, Tensor] | None = None,
+    world: World = ALONE,
 ) -> State:
     """The state before the first update: fresh weights of this seed, or the given ones, resized to fit."""
     seed_global(torch.device("cpu"), seed, "weights")
@@ -100,9 +112,12 @@ def begin_state(
         torch.compiler.reset()  # what earlier runs of this process compiled would count against this one
     averaged = {} if recipe.ema_decay is None else model.state_dict()
     averaged = {name: value for name, value in averaged.items() if value.is_floating_point()}
+    parallel = _parallel(model) if world.size > 1 else None
+    forward = parallel or model
     return State(
         model=model,
-        forward=torch.compile(model, dynamic=False) if device.type == "cuda" else model,
+        forward=torch.compile(forward, dynamic=False) if device.type == "cuda" else forward,
+        parallel=parallel,
         optimizer=torch.optim.AdamW(
             decay_groups(model, recipe), lr=0.0, betas=recipe.betas, eps=recipe.eps, fused=True
         ),
@@ -121,6 +136,14 @@ def begin_state(
         first_bad=torch.full((), NEVER, device=device),
         norms=torch.zeros(2 * READ_EVERY, device=device),
     )
+
+
+def _parallel(model: nn.Module) -> DistributedDataParallel:
+    """The model with gradients that are summed over processes; BatchNorm's statistics are `train_step`'s business."""
+    named = "forward_sync_buffers"  # torch 2.14's name of what was `broadcast_buffers`
+    if named not in signature(DistributedDataParallel.__init__).parameters:
+        named = "broadcast_buffers"
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **{named: False})
 
 
 def tensors_of(state: State) -> dict[str, Tensor]:
@@ -174,30 +197,57 @@ def train_step(
     updates_per_epoch: int,
     seed: int,
     precision: Precision,
+    pieces: Sequence[Piece] | None = None,
+    world: World = ALONE,
 ) -> None:
-    """One update of `state`, in place, without waiting for the device; the model's mode is the caller's."""
+    """One update of `state`, in place, without waiting for the device; the model's mode is the caller's.
+
+    `batch` holds this process's `pieces`, one after the other; without them it is the whole batch.
+    """
     device, progress = state.device, update / (recipe.epochs * updates_per_epoch)
     pixels, labels = (part.to(device, non_blocking=True) for part in batch)
     alpha = _alpha(state, recipe, progress)
-    mixed = mixed_batch(pixels, labels, recipe, alpha=alpha, progress=progress, seed=seed, update=update)
+    pieces = pieces or pieces_of(recipe)[0]
 
-    seed_global(device, seed, "drop path", update)
     statistics = [torch.clone(buffer) for buffer in state.batch_statistics]
-    with autocast(device, precision):
-        logits = state.forward(mixed.images)
-    loss = two_label_loss(logits, *mixed[1:], smoothing=recipe.label_smoothing)
-    loss.mean.backward()
+    found = torch.zeros(4 + HISTOGRAM_BINS, dtype=torch.float64, device=device)
+    begin = 0
+    for number, piece in enumerate(pieces):
+        here = slice(begin, begin := begin + len(piece))
+        mixed = mixed_batch(
+            pixels[here],
+            labels[here],
+            recipe,
+            alpha=alpha,
+            progress=progress,
+            seed=seed,
+            update=update,
+            piece=piece,
+        )
+        seed_global(device, seed, "drop path", update, piece.positions[0])
+        last = number == len(pieces) - 1
+        with _summing(state, last):
+            with autocast(device, precision):
+                logits = state.forward(mixed.images)
+            loss = two_label_loss(logits, *mixed[1:], smoothing=recipe.label_smoothing)
+            if number == 0:  # those of the official process 0, which its code gives to the others
+                new_statistics = [torch.clone(buffer) for buffer in state.batch_statistics]
+            found += _measured(loss, recipe, share=len(piece) / recipe.batch)
+            if last:
+                summed = world.sum(found)  # on its way during the last backward pass
+            (loss.mean / len(pieces)).backward()
     norm = _clip(state.parameters, recipe.clip_norm)
+    summed.wait()
+    mean_loss, counts, histogram = found[0].float(), found[1:4].long(), found[4:].long()
 
-    finite = torch.isfinite(loss.mean.detach()) & torch.isfinite(norm)
+    finite = torch.isfinite(mean_loss) & torch.isfinite(norm)
     state.first_bad = torch.where(finite, state.first_bad, state.first_bad.clamp(max=update))
     sound = state.first_bad == NEVER
     _update(state, learning_rate(recipe, update, updates_per_epoch), sound=sound)
-    _keep(state.batch_statistics, statistics, sound=sound)
+    _keep(state.batch_statistics, new_statistics, statistics, sound=sound, world=world)
     if state.ema:
         _average(state, decay=recipe.ema_decay or 0.0, sound=sound)
 
-    counts = count_by_difficulty(loss.top_B, easy_above=recipe.easy_above, hard_below=recipe.hard_below)
     if isinstance(recipe.alpha, DynamicAlpha):
         easy, _, hard = counts / recipe.batch
         state.alpha = torch.where(
@@ -206,11 +256,23 @@ def train_step(
     state.norms[update % len(state.norms)] = norm
     tally = state.tally
     tally.counts_3 = tally.counts_3 + counts
-    tally.histogram_N = tally.histogram_N + top_score_histogram(loss.top_B)
-    tally.loss = tally.loss + loss.mean.detach()
+    tally.histogram_N = tally.histogram_N + histogram
+    tally.loss = tally.loss + mean_loss
     tally.gradient_norm = tally.gradient_norm + norm
     tally.alpha = tally.alpha + alpha
     tally.updates += 1
+
+
+def _summing(state: State, last: bool) -> AbstractContextManager[Any]:
+    """Gradients are summed over processes with the last piece, not before."""
+    return nullcontext() if last or state.parallel is None else state.parallel.no_sync()
+
+
+def _measured(loss: Loss, recipe: Recipe, *, share: float) -> Tensor:
+    """What adds up over pieces and processes, float64: the loss times the piece's share, counts, histogram."""
+    counts = count_by_difficulty(loss.top_B, easy_above=recipe.easy_above, hard_below=recipe.hard_below)
+    mean = loss.mean.detach().double() * share
+    return torch.cat([mean[None], counts.double(), top_score_histogram(loss.top_B).double()])
 
 
 def _alpha(state: State, recipe: Recipe, progress: float) -> Tensor:
@@ -245,10 +307,13 @@ def _update(state: State, rate: float, *, sound: Tensor) -> None:
     state.optimizer.zero_grad(set_to_none=True)
 
 
-def _keep(live: list[Tensor], before: list[Tensor], *, sound: Tensor) -> None:
-    """Puts BatchNorm's statistics back to what they were if the step was not sound."""
-    for buffer, old in zip(live, before, strict=True):
-        buffer.copy_(torch.where(sound, buffer, old))
+def _keep(
+    live: list[Tensor], new: list[Tensor], before: list[Tensor], *, sound: Tensor, world: World
+) -> None:
+    """BatchNorm's statistics: those of the batch's first group, in every process; unsound ones are put back."""
+    world.share([buffer for buffer in new if buffer.is_floating_point()])
+    for buffer, kept, old in zip(live, new, before, strict=True):
+        buffer.copy_(torch.where(sound, kept, old))
 
 
 def _average(state: State, *, decay: float, sound: Tensor) -> None:

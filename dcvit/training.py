@@ -1,17 +1,18 @@
 """One training run, from a recipe and a seed to a record.
 
 The device is looked at every 50 updates and at the end of an epoch. A run whose loss or
-gradient was not finite stops there, with the state before that step on disk; one whose time is
-up stops there too, with a state from which the next call goes on to the bit.
+gradient was not finite stops there, with the state before that step on disk. One that is told to
+stop, or whose time is up, saves its state, and the next call goes on from there to the bit; so
+does a call after a kill, from the last state that was saved on the way.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 import sys
 from time import perf_counter, time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,16 +20,21 @@ from torch import Tensor
 
 from dcvit import ledger, pausing
 from dcvit.augmentation import global_generators_kept
-from dcvit.checkpoint import copied, load_state, load_weights, save_state, save_weights, starting_with
+from dcvit.checkpoint import load_weights, save_weights
+from dcvit.claims import Claim
 from dcvit.datasets import pictures
 from dcvit.devices import Precision, best_precision, describe, flushed_denormals
 from dcvit.errors import Diverged, Paused
-from dcvit.evaluating import Accuracy, StillImages, evaluate
+from dcvit.evaluating import Accuracy, StillImages, evaluate_together
+from dcvit.keeping import Keeper, clean, gone_on
+from dcvit.layout import Piece, pieces_of, splits_groups
 from dcvit.loading import training_batches
 from dcvit.looking import look, look_epochs, sample_of
-from dcvit.pausing import Course, UnusableState
+from dcvit.memory import fitting, out_of_memory
+from dcvit.pausing import Course
+from dcvit.processes import ALONE, World
 from dcvit.provenance import provenance
-from dcvit.recipe import Recipe, as_data, run_id
+from dcvit.recipe import Recipe, ResNet, as_data, run_id
 from dcvit.schedules import learning_rate, updates_per_epoch
 from dcvit.sources import Source
 from dcvit.step import (
@@ -37,11 +43,12 @@ from dcvit.step import (
     State,
     Tally,
     begin_state,
-    measures_of,
-    put_back,
     tensors_of,
     train_step,
 )
+
+SAVE_EVERY = 600.0  # seconds between two states in the middle of an epoch
+T = TypeVar("T")
 
 
 class Progress(NamedTuple):
@@ -56,6 +63,7 @@ class Progress(NamedTuple):
 
 
 Observer = Callable[[Progress], None]
+Stopped = Callable[[], str]  # why a run is to stop now; empty while it need not
 
 
 def fit(
@@ -68,47 +76,314 @@ def fit(
     workers: int = 0,
     observe: Observer | None = None,
     deadline: float | None = None,
+    stopped: Stopped = str,
+    world: World = ALONE,
+    at_most: int | None = None,
+    save_every: float = SAVE_EVERY,
+    allow_changes: bool = False,
+    claim: Claim | None = None,
 ) -> ledger.Record:
     """Trains one run and writes its record and weights into its folder below `out`.
 
     Deterministic in (recipe, seed, data) on the CPU of one machine, whatever `workers` is and however
-    often the run is paused; torch's, numpy's and Python's global generators are left as they were.
-    A state that an earlier call saved is gone on from; if that can't be, stderr says why and the run
-    starts from the beginning. `deadline` is in seconds of `time.time`.
+    often the run is stopped; torch's, numpy's and Python's global generators are left as they were.
+    A state that an earlier call saved is gone on from; stderr names those that can't be used. Several
+    processes, a `world`, train the same recipe, and so does one that takes a batch in pieces of `at_most` images;
+    sums are then rounded differently. `deadline` is in seconds of `time.time`, `save_every` in seconds.
 
-    Raises Paused at the first look after the deadline, when the state was saved; Diverged when a loss
-    or gradient is not finite, after the state before that step was saved; DataError when the
-    images do not fit the recipe; ValueError when the run that it starts from is not there.
+    Raises Paused, after the state was saved, when `stopped` gives a reason (looked at after every update and
+    test batch) or at the first look after the deadline; Diverged when a loss or gradient is not finite, after
+    the state before that step was saved; DataError when the images do not fit the recipe; EnvironmentProblem
+    when the state is of other versions and that is not allowed; ValueError when the run that it starts from is
+    not there; TakenOver when another process has the run.
     """
-    with global_generators_kept(device), flushed_denormals():
-        return _fit(recipe, seed, data, out, device, workers, observe or (lambda progress: None), deadline)
+    with global_generators_kept(device), flushed_denormals(), out_of_memory(recipe, device):
+        if world.leads:
+            clean(ledger.folder_of(out, recipe, seed, data.fingerprint))
+        pieces = pieces_of(
+            recipe, processes=world.size, at_most=at_most or fitting(recipe, device, world.size)
+        )
+        if world.leads:
+            _note_statistics(recipe, pieces[0])
+        training = _begin(
+            recipe,
+            seed,
+            data,
+            out,
+            device,
+            _Orders(observe or (lambda progress: None), deadline, stopped, world, claim),
+            workers=workers,
+            pieces=pieces[world.rank],
+            save_every=save_every,
+            allow_changes=allow_changes,
+        )
+        with world.talking():
+            return training.to_the_end()
 
 
-def _fit(
+@dataclass(frozen=True)
+class _Orders:
+    """Whom a run listens to and reports to."""
+
+    observe: Observer
+    deadline: float | None
+    stopped: Stopped
+    world: World
+    claim: Claim | None
+
+    def why_stop(self, *, looking: bool = False) -> str:
+        """Why all processes stop now, if they do; the clock counts only when the device is looked at as well."""
+        why = self.stopped()
+        if looking and self.deadline is not None and time() >= self.deadline:
+            why = why or "the time is up"
+        return (why or "another process of it was told to stop") if self.world.any(bool(why)) else ""
+
+
+@dataclass
+class _Training:
+    """A run on its way. `course` is where it was at the beginning of this call."""
+
+    recipe: Recipe
+    seed: int
+    data: Source
+    folder: Path
+    device: torch.device
+    precision: Precision
+    orders: _Orders
+    pieces: list[Piece]
+    state: State
+    keeper: Keeper
+    course: Course
+    updates: int  # an epoch
+    batches: Iterator[tuple[Tensor, Tensor]]
+    train_images: int
+    test_set: StillImages
+    sample: StillImages | None  # of the difficulty probe
+    begun: float  # so that perf_counter() - begun are the run's seconds
+    epoch_begun: float
+    done: int  # updates
+
+    def to_the_end(self) -> ledger.Record:
+        """All epochs that are left, and the record."""
+        recipe, updates, evolution = self.recipe, self.updates, self.course.evolution
+        accuracy = None
+        for epoch in range(len(evolution), recipe.epochs):
+            if self.done == epoch * updates:
+                self.state.tally = Tally.empty(self.device)
+                self.epoch_begun = perf_counter()
+            if self.done < (epoch + 1) * updates:
+                self._train((epoch + 1) * updates)
+            accuracy = self._end_epoch(epoch)
+        assert accuracy is not None, "a run whose epochs are all done has a record"
+        return self._finish(accuracy)
+
+    def _train(self, end: int) -> None:
+        """The updates up to `end`, the end of an epoch."""
+        self.state.model.train(self.recipe.train_mode)
+        for update in range(self.done, end):
+            train_step(
+                self.state,
+                self.recipe,
+                next(self.batches),
+                update=update,
+                updates_per_epoch=self.updates,
+                seed=self.seed,
+                precision=self.precision,
+                pieces=self.pieces,
+                world=self.orders.world,
+            )
+            self.done = update + 1
+            looking = update % READ_EVERY == READ_EVERY - 1
+            why = self.orders.why_stop(looking=looking)
+            if why or looking:
+                self._stop_if_bad()
+            if looking:
+                self._report(update)
+            if why and self.done < end:
+                raise self._paused(why)
+            if looking:
+                self.keeper.at_look(self._course)
+            self._beat()
+            if why:
+                break
+        self._stop_if_bad()
+        self.keeper.at_epoch_end(self._course)
+
+    def _end_epoch(self, epoch: int) -> Accuracy:
+        """Tests the model, and writes the epoch down."""
+        recipe, course, state = self.recipe, self.course, self.state
+        last = self.done - 1
+        accuracy = evaluate_together(
+            state.model,
+            self.test_set,
+            self._watched(self.test_set),
+            device=self.device,
+            precision=self.precision,
+            world=self.orders.world,
+        )
+        entry = {
+            "epoch": epoch + 1,
+            **state.tally.means(recipe.batch),
+            "learning_rate": learning_rate(recipe, last, self.updates),
+            "top1": accuracy.top1,
+            "top5": accuracy.top5,
+            "seconds": perf_counter() - self.epoch_begun,
+        }
+        probe = recipe.difficulty_probe
+        if probe and self.sample and epoch + 1 in look_epochs(recipe.epochs, probe.times):
+            entry["probe"] = look(
+                state.model,
+                self._watched(self.sample),
+                probe,
+                recipe,
+                seed=self.seed,
+                epoch=epoch + 1,
+                device=self.device,
+                precision=self.precision,
+            )
+        course.evolution.append(entry)
+        if accuracy.top1 > course.best["top1"]:
+            course.best.update(top1=accuracy.top1, top5=accuracy.top5, epoch=epoch + 1)
+            self.keeper.improved()
+        self._report(last)
+        if epoch + 1 < recipe.epochs and (why := self.orders.why_stop(looking=True)):
+            raise self._paused(why, between_epochs=True)
+        return accuracy
+
+    def _watched(self, images: StillImages) -> Iterator[Any]:
+        """The batches of still images; between two of them the run can be stopped. All processes have as many."""
+        batches: Iterator[Any] = images.batches()
+        for _ in range(images.count):
+            if why := self.orders.why_stop():
+                raise self._paused(why)
+            self._beat()
+            if (batch := next(batches, None)) is not None:
+                yield batch
+
+    # --- where the run is ------------------------------------------------------------------
+
+    def _course(self) -> Course:
+        return replace(
+            self.course,
+            update=self.done,
+            seconds=perf_counter() - self.begun,
+            epoch_seconds=perf_counter() - self.epoch_begun,
+        )
+
+    def _paused(self, why: str, *, between_epochs: bool = False) -> Paused:
+        course = self._course()
+        if between_epochs:
+            course = replace(course, epoch_seconds=0.0)
+        return self.keeper.pause(course, why, together=lambda: self.orders.world.any(False))
+
+    def _progress(self, update: int) -> Progress:
+        images, total = (count * self.recipe.batch for count in (update + 1, self.course.updates))
+        evolution = self.course.evolution
+        top1 = evolution[-1]["top1"] if evolution else None
+        epoch = update // self.updates + 1
+        return Progress(epoch, self.recipe.epochs, images, total, perf_counter() - self.begun, top1)
+
+    def _report(self, update: int) -> None:
+        self.orders.observe(self._progress(update))
+
+    def _beat(self) -> None:
+        if self.orders.claim is not None:
+            self.orders.claim.beat(lambda: self._progress(self.done - 1)._asdict())
+
+    def _stop_if_bad(self) -> None:
+        """Reads what the device found; if a step was not finite, saves the state before it and raises Diverged."""
+        state, recipe = self.state, self.recipe
+        first_bad = int(state.first_bad)
+        if first_bad == NEVER:
+            return
+        norms = state.norms.roll(-(first_bad % len(state.norms)) - 1).tolist()[-min(first_bad + 1, 5) :]
+        path = self.folder / "diverged.safetensors"
+        if self.orders.world.leads:
+            save_weights(path, tensors_of(state))
+        raise Diverged(
+            f"the loss or its gradient was not finite at update {first_bad} (epoch {first_bad // self.updates + 1}, "
+            f"learning rate {learning_rate(recipe, first_bad, self.updates):.3g}); the gradient norms up to there "
+            f"were {', '.join(f'{norm:.3g}' for norm in norms)}. The state before it is in {path}"
+        )
+
+    # --- the end ---------------------------------------------------------------------------
+
+    def _finish(self, accuracy: Accuracy) -> ledger.Record:
+        """The record, which process 0 writes after the weights."""
+        recipe, course, folder, world = self.recipe, self.course, self.folder, self.orders.world
+        weights = {}
+        if world.leads:
+            if self.orders.claim is not None:
+                self.orders.claim.require()
+            files = {"last": self.state.model.state_dict(), "best": self.keeper.best_weights}
+            if self.state.ema:
+                files["ema"] = self.state.ema
+            weights = {
+                f"{name}.safetensors": save_weights(folder / f"{name}.safetensors", tensors)
+                for name, tensors in files.items()
+            }
+        record = ledger.Record(
+            layout=ledger.LAYOUT,
+            run_id=run_id(recipe, self.seed),
+            recipe=as_data(recipe),
+            seed=self.seed,
+            data={
+                "name": self.data.name,
+                "fingerprint": self.data.fingerprint,
+                "classes": len(self.data.classes),
+                "train_images": self.train_images,
+                "test_images": self.test_set.images,
+            },
+            environment={
+                **provenance(),
+                **describe(self.device, self.precision),
+                **_division(world, self.pieces),
+                **({"changes": list(course.changes)} if course.changes else {}),
+            },
+            parameters=sum(parameter.numel() for parameter in self.state.model.parameters()),
+            samples_seen=recipe.epochs * self.updates * recipe.batch,
+            last={"top1": accuracy.top1, "top5": accuracy.top5},
+            best=course.best,
+            correct=np.packbits(accuracy.correct.numpy()).tobytes().hex(),
+            evolution=course.evolution,
+            weights=weights,
+            started=course.started,
+            seconds=perf_counter() - self.begun,
+        )
+        if world.leads:
+            ledger.write(folder, record)
+            pausing.forget(folder)
+        return record
+
+
+# --- the beginning -------------------------------------------------------------------------
+
+
+def _begin(
     recipe: Recipe,
     seed: int,
     data: Source,
     out: Path,
     device: torch.device,
+    orders: _Orders,
+    *,
     workers: int,
-    observe: Observer,
-    deadline: float | None,
-) -> ledger.Record:
-    started, begin = datetime.now(timezone.utc), perf_counter()
+    pieces: list[Piece],
+    save_every: float,
+    allow_changes: bool,
+) -> _Training:
+    """The run, fresh or where its last state left it."""
+    started, begun = datetime.now(timezone.utc), perf_counter()
+    world = orders.world
     folder = ledger.folder_of(out, recipe, seed, data.fingerprint)
     train, test = pictures(data, "train", recipe), pictures(data, "val", recipe)
     updates = updates_per_epoch(len(train), recipe)
     precision = best_precision(device)
-    state = begin_state(recipe, seed, device, weights=_pretrained(recipe, seed, data, out))
-    test_set = StillImages(test, recipe, workers=workers, device=device)
+    state = begin_state(recipe, seed, device, weights=_pretrained(recipe, seed, data, out), world=world)
+    state.tally = Tally.empty(device)
     probe = recipe.difficulty_probe
-    looks = look_epochs(recipe.epochs, probe.times) if probe else ()
-    sample = (
-        StillImages(sample_of(train, probe.images), recipe, workers=workers, device=device) if probe else None
-    )
-
     fresh = Course(
-        maker=_maker(recipe, seed, data, out, device, precision),
+        maker=_maker(recipe, seed, data, out, device, precision, division=_division(world, pieces)),
         update=0,
         updates=recipe.epochs * updates,
         evolution=[],
@@ -117,137 +392,43 @@ def _fit(
         seconds=0.0,
         epoch_seconds=0.0,
     )
-    course, best_weights = _gone_on(folder, state, fresh)
-    evolution, best = course.evolution, course.best
-    top1 = evolution[-1]["top1"] if evolution else None
-    begin -= course.seconds
-    batches = training_batches(
-        train, recipe, seed=seed, start=course.update, workers=workers, pinned=device.type == "cuda"
-    )
-
-    def report(update: int) -> None:
-        images = (update + 1) * recipe.batch
-        total = recipe.epochs * updates * recipe.batch
-        observe(Progress(update // updates + 1, recipe.epochs, images, total, perf_counter() - begin, top1))
-
-    def pause_if_late(done: int, *, epoch_seconds: float) -> None:
-        if deadline is None or time() < deadline:
-            return
-        tensors = {
-            **tensors_of(state),
-            **measures_of(state),
-            **{f"best.{name}": value for name, value in best_weights.items()},
-        }
-        now = replace(
-            course,
-            update=done,
-            evolution=evolution,
-            best=best,
-            seconds=perf_counter() - begin,
-            epoch_seconds=epoch_seconds,
+    course, best_weights = gone_on(folder, state, fresh, allow_changes=allow_changes)
+    if world.told(course.update) != course.update:
+        raise ValueError(
+            f"process {world.rank} would go on from update {course.update}, process 0 from another one: do all "
+            f"see the same {folder}?"
         )
-        save_state(folder, tensors, now)
-        raise Paused(f"paused after {done} of {now.updates} updates; its state is saved")
-
-    for epoch in range(course.update // updates, recipe.epochs):
-        first, end = max(course.update, epoch * updates), (epoch + 1) * updates
-        epoch_begin = perf_counter()
-        if first == epoch * updates:
-            state.tally = Tally.empty(device)
-        else:
-            epoch_begin -= course.epoch_seconds
-        state.model.train(recipe.train_mode)
-        for update in range(first, end):
-            train_step(
-                state,
-                recipe,
-                next(batches),
-                update=update,
-                updates_per_epoch=updates,
-                seed=seed,
-                precision=precision,
-            )
-            if update % READ_EVERY == READ_EVERY - 1:
-                _stop_if_bad(state, recipe, updates, folder)
-                report(update)
-                if update + 1 < end:
-                    pause_if_late(update + 1, epoch_seconds=perf_counter() - epoch_begin)
-        _stop_if_bad(state, recipe, updates, folder)
-        accuracy = evaluate(state.model, test_set.batches(), device=device, precision=precision)
-        top1 = accuracy.top1
-        evolution.append(
-            {
-                "epoch": epoch + 1,
-                **state.tally.means(recipe.batch),
-                "learning_rate": learning_rate(recipe, update, updates),
-                "top1": accuracy.top1,
-                "top5": accuracy.top5,
-                "seconds": perf_counter() - epoch_begin,
-            }
-        )
-        if probe and sample and epoch + 1 in looks:
-            evolution[-1]["probe"] = look(
-                state.model,
-                sample.batches(),
-                probe,
-                recipe,
-                seed=seed,
-                epoch=epoch + 1,
-                device=device,
-                precision=precision,
-            )
-        if accuracy.top1 > best["top1"]:
-            best = {"top1": accuracy.top1, "top5": accuracy.top5, "epoch": epoch + 1}
-            best_weights = copied(state.model.state_dict())
-        report(update)
-        if epoch + 1 < recipe.epochs:
-            pause_if_late(end, epoch_seconds=0.0)
-
-    weights = {
-        "last.safetensors": save_weights(folder / "last.safetensors", state.model.state_dict()),
-        "best.safetensors": save_weights(folder / "best.safetensors", best_weights),
-    }
-    if state.ema:
-        weights["ema.safetensors"] = save_weights(folder / "ema.safetensors", state.ema)
-    record = ledger.Record(
-        layout=ledger.LAYOUT,
-        run_id=run_id(recipe, seed),
-        recipe=as_data(recipe),
+    keeper = Keeper(folder, state, world.leads, save_every, orders.claim, best_weights)
+    return _Training(
+        recipe=recipe,
         seed=seed,
-        data={
-            "name": data.name,
-            "fingerprint": data.fingerprint,
-            "classes": len(data.classes),
-            "train_images": len(train),
-            "test_images": len(test),
-        },
-        environment={**provenance(), **describe(device, precision)},
-        parameters=sum(parameter.numel() for parameter in state.model.parameters()),
-        samples_seen=recipe.epochs * updates * recipe.batch,
-        last={"top1": accuracy.top1, "top5": accuracy.top5},
-        best=best,
-        correct=_packed(accuracy),
-        evolution=evolution,
-        weights=weights,
-        started=course.started,
-        seconds=perf_counter() - begin,
-    )
-    ledger.write(folder, record)
-    pausing.forget(folder)
-    return record
-
-
-def _stop_if_bad(state: State, recipe: Recipe, updates: int, folder: Path) -> None:
-    """Reads what the device found; if a step was not finite, saves the state before it and raises Diverged."""
-    first_bad = int(state.first_bad)
-    if first_bad == NEVER:
-        return
-    norms = state.norms.roll(-(first_bad % len(state.norms)) - 1).tolist()[-min(first_bad + 1, 5) :]
-    save_weights(folder / "diverged.safetensors", tensors_of(state))
-    raise Diverged(
-        f"the loss or its gradient was not finite at update {first_bad} (epoch {first_bad // updates + 1}, learning "
-        f"rate {learning_rate(recipe, first_bad, updates):.3g}); the gradient norms up to there were "
-        f"{', '.join(f'{norm:.3g}' for norm in norms)}. The state before it is in {folder / 'diverged.safetensors'}"
+        data=data,
+        folder=folder,
+        device=device,
+        precision=precision,
+        orders=orders,
+        pieces=pieces,
+        state=state,
+        keeper=keeper,
+        course=course,
+        updates=updates,
+        batches=training_batches(
+            train,
+            recipe,
+            seed=seed,
+            start=course.update,
+            workers=workers,
+            pinned=device.type == "cuda",
+            positions=[position for piece in pieces for position in piece.positions],
+        ),
+        train_images=len(train),
+        test_set=StillImages(test, recipe, workers=workers, device=device, world=world),
+        sample=None
+        if probe is None
+        else StillImages(sample_of(train, probe.images), recipe, workers=workers, device=device),
+        begun=begun - course.seconds,
+        epoch_begun=begun - course.epoch_seconds,
+        done=course.update,
     )
 
 
@@ -262,10 +443,34 @@ def _pretrained(recipe: Recipe, seed: int, data: Source, out: Path) -> dict[str,
     return load_weights(ledger.checked_weights(out, recipe.pretrained, seed, data.fingerprint))
 
 
+def _note_statistics(recipe: Recipe, pieces: list[Piece]) -> None:
+    """Says where batch statistics are those of fewer images than the official code's."""
+    if isinstance(recipe.backbone, ResNet) and splits_groups(pieces):
+        print(
+            f"note: batch statistics are those of {len(pieces[0])} images each, the recipe's are of "
+            f"{recipe.batch // recipe.groups}: the numbers will differ. At most {recipe.groups} processes and no "
+            "--micro-batch below that keep them",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _division(world: World, pieces: list[Piece]) -> dict[str, int]:
+    """How batches were divided: sums over other divisions are rounded differently."""
+    return {"processes": world.size, "pieces": len(pieces)}
+
+
 def _maker(
-    recipe: Recipe, seed: int, data: Source, out: Path, device: torch.device, precision: Precision
+    recipe: Recipe,
+    seed: int,
+    data: Source,
+    out: Path,
+    device: torch.device,
+    precision: Precision,
+    *,
+    division: Mapping[str, int],
 ) -> dict[str, Any]:
-    """All that the numbers of a run may depend on, so that none are ever made by two of them."""
+    """All that the numbers of a run may depend on, so that none are made by two of them unnoticed."""
     made_with = provenance()
     base = recipe.pretrained and ledger.find(out, recipe.pretrained, seed, data.fingerprint)
     return {
@@ -276,23 +481,5 @@ def _maker(
         "python": made_with["python"],
         **made_with["versions"],
         **describe(device, precision),
+        **division,
     }
-
-
-def _gone_on(folder: Path, state: State, fresh: Course) -> tuple[Course, dict[str, Tensor]]:
-    """The course and best weights of the state saved in a folder, which `state` then is; of a fresh run without one."""
-    path = pausing.find(folder)
-    if path is None:
-        return fresh, {}
-    try:
-        tensors, course = load_state(path, fresh.maker)
-    except UnusableState as error:
-        print(f"note: {error}. This run starts from the beginning", file=sys.stderr, flush=True)
-        return fresh, {}
-    put_back(state, tensors)
-    best = {name: value.to(state.device) for name, value in starting_with("best.", tensors).items()}
-    return course, best
-
-
-def _packed(accuracy: Accuracy) -> str:
-    return np.packbits(accuracy.correct.numpy()).tobytes().hex()

@@ -160,7 +160,7 @@ def pretend(pipe, place):
     launch._work(pipe, place)
 
 
-def _pretend(run, place, observe):
+def _pretend(run, place, observe, stopped):
     """Says its process, waits while there is a file RUN.wait, and ends with the number of runs at that time."""
     begun = place.out / f"{run.id}.begun"
     begun.touch()

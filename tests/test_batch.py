@@ -1,6 +1,7 @@
 """From pixels to a mixed batch: the same draws made again by hand, image by image."""
 
 from dataclasses import replace
+from itertools import chain
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ import torch
 
 from dcvit.batch import mixed_batch, normalise
 from dcvit.erasing import draw_rates, erase_patches, erase_rectangles
+from dcvit.layout import pieces_of
 from dcvit.losses import two_label_loss
 from dcvit.mixing import cutmix_map, draw_lambda
 from dcvit.recipe import (
@@ -92,9 +94,12 @@ def test_both_labels_pay_for_what_their_own_image_lost(alpha, seed, update, grou
     found = mixed(recipe, alpha=alpha, seed=seed, update=update)
 
     maps, _ = drawn_maps(recipe, alpha=alpha, seed=seed, update=update)
-    rng = stream(seed, "patch erasing", update)
-    gamma = draw_rates(BATCH, mu=mu, generator=rng)
-    erased = erase_patches(normalise(PIXELS), gamma, patch_size=4, generator=rng)
+    erased, gamma = [], []
+    for number, group in enumerate(normalise(PIXELS).chunk(groups)):
+        rng = stream(seed, "patch erasing", update, number)
+        gamma.append(draw_rates(len(group), mu=mu, generator=rng))
+        erased += erase_patches(group, gamma[-1], patch_size=4, generator=rng)
+    gamma = torch.cat(gamma)
     kept = {"paper": 1 - gamma / mu, "area": 1 - gamma, "none": torch.ones(BATCH)}[decay]
     for i in range(BATCH):
         j, weights = partner_of(i, groups), maps[i // (BATCH // groups)]
@@ -112,8 +117,10 @@ def test_random_erasing_costs_no_label(alpha, seed, update, groups):
     recipe = replace(PLAIN, groups=groups, exploration_erasing=RandomErasing(probability=0.5))
     found = mixed(recipe, alpha=alpha, seed=seed, update=update)
     maps, _ = drawn_maps(recipe, alpha=alpha, seed=seed, update=update)
-    rng = stream(seed, "random erasing", update)
-    erased = erase_rectangles(normalise(PIXELS), generator=rng, probability=0.5)
+    erased = []
+    for number, group in enumerate(normalise(PIXELS).chunk(groups)):
+        rng = stream(seed, "random erasing", update, number)
+        erased += erase_rectangles(group, generator=rng, probability=0.5)
     for i in range(BATCH):
         j, weights = partner_of(i, groups), maps[i // (BATCH // groups)]
         expected = weights * erased[i] + (1 - weights) * erased[j]
@@ -251,3 +258,26 @@ def test_odd_batches_and_non_square_images_work(size):
 def test_a_bad_alpha_on_the_device_shows_in_the_batch_and_not_silently():
     recipe = replace(PLAIN, cutmix_probability=0.0)
     assert mixed(recipe, alpha=float("nan")).weights.isnan().all()
+
+
+DIVISIONS = [  # groups, processes, images a piece
+    *((3, 1, 4), (3, 3, None), (1, 2, None), (1, 3, None), (1, 2, 4), (3, 6, None), (3, 2, 2), (6, 2, None)),
+    *((2, 2, 2), (12, 4, 1)),
+]
+
+
+@pytest.mark.parametrize(("groups", "processes", "at_most"), DIVISIONS)
+@pytest.mark.parametrize("erasing", [PatchErasing(patch_size=4, mu=0.7), RandomErasing(probability=0.5)])
+def test_the_pieces_of_a_batch_are_what_the_whole_is(groups, processes, at_most, erasing):
+    """However it is divided, each sample gets the same pixels, labels and weights, to the bit."""
+    recipe = replace(PLAIN, groups=groups, exploration_erasing=erasing)
+    options = dict(alpha=torch.tensor(0.8), progress=0.9, seed=3, update=7)
+    whole = mixed_batch(PIXELS, LABELS, recipe, **options)
+    seen = []
+    for piece in chain.from_iterable(pieces_of(recipe, processes=processes, at_most=at_most)):
+        at = list(piece.positions)
+        found = mixed_batch(PIXELS[at], LABELS[at], recipe, piece=piece, **options)
+        for here, there in zip(found, whole, strict=True):
+            assert torch.equal(here, there[at])
+        seen += at
+    assert sorted(seen) == list(range(BATCH))

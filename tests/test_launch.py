@@ -15,6 +15,7 @@ from dcvit import launch, ledger
 from dcvit.checkpoint import save_state
 from dcvit.display import Display
 from dcvit.errors import DataError, Diverged, EnvironmentProblem, Paused
+from dcvit.executing import execute
 from dcvit.launch import make_all
 from dcvit.pausing import Course
 from dcvit.recipe import FixedAlpha
@@ -64,7 +65,7 @@ def test_every_run_is_there_once_and_after_the_one_it_needs(recipes, seeds):
 def made_up(monkeypatch, problems=None, calls=None):
     """Replaces training: the runs of `problems` end in that problem, all others in a record."""
 
-    def execute(run, place, observe):
+    def execute(run, place, observe, stopped):
         if calls is not None:
             calls.append(run)
         return (problems or {}).get(run, Outcome(record=object()))
@@ -165,14 +166,14 @@ def test_what_goes_wrong_in_a_run_becomes_its_outcome(error, kind, problem, plac
         raise error
 
     monkeypatch.setattr("dcvit.training.fit", fit)
-    outcome = launch.execute(Run(A, 0), place, lambda progress: None)
+    outcome = execute(Run(A, 0), place, lambda progress: None)
     assert (outcome.record, outcome.kind) == (None, kind)
     assert problem in outcome.problem
     assert "\n" not in outcome.problem
 
 
 def test_the_traceback_of_a_failed_run_lies_in_its_folder(place):
-    outcome = launch.execute(Run(FAILS, 0), place, lambda progress: None)
+    outcome = execute(Run(FAILS, 0), place, lambda progress: None)
     folder = ledger.folder_of(place.out, FAILS, 0, place.source.fingerprint)
     assert outcome.problem.startswith("ValueError: Invalid beta parameter at index 0: 2.0")
     assert outcome.problem.endswith(f" (see {folder / 'error.txt'})")
@@ -205,7 +206,7 @@ class Clock:
         monkeypatch.setattr(launch, "time", lambda: self.now)
         monkeypatch.setattr(launch, "execute", self.execute)
 
-    def execute(self, run, place, observe):
+    def execute(self, run, place, observe, stopped):
         assert place == self.place, "a run must be told the deadline"
         self.started.append(run)
         self.now += self.lasts[run]
@@ -408,7 +409,7 @@ def test_processes_side_by_side_survive_a_dead_one_and_a_failed_run(source, tmp_
     assert told[3].problem.startswith(f"not started: run {Run(lethal, 0).id}")
     assert told[4].problem.startswith("ValueError: Invalid beta")
     assert finished(runs, place)[0].keys() == {Run(recipes[index], 0) for index in (0, 1, 5)}
-    here = launch.execute(Run(base, 0), replace(place, out=tmp_path / "here"), lambda progress: None)
+    here = execute(Run(base, 0), replace(place, out=tmp_path / "here"), lambda progress: None)
     made_here, made_there = (
         replace(without_times(record), environment={}) for record in (here.record, told[0].record)
     )
@@ -460,7 +461,7 @@ def test_runs_side_by_side_are_paused_at_their_first_look_and_go_on_to_the_bit(p
         Run(B, 0): "paused",
         Run(AFTER_A, 0): "postponed",
     }
-    assert first[Run(A, 0)].problem == "paused after 12 of 24 updates; its state is saved"
+    assert first[Run(A, 0)].problem == "paused after 12 of 24 updates (the time is up); its state is saved"
     assert course_of(Run(A, 0), place).update == 12
     assert finished(runs, place) == ({}, {})
 
@@ -515,7 +516,9 @@ def test_progress_in_other_processes_is_heard_here(place, pretending):
     assert os.getpid() not in heard.values()
 
 
-def test_ctrl_c_ends_the_processes(place, pretending):
+def test_ctrl_c_ends_the_processes(place, pretending, monkeypatch):
+    monkeypatch.setattr(launch, "GRACE", 0.5)  # these do not listen
+
     def interrupt(run, process):
         raise KeyboardInterrupt
 

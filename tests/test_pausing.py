@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 import errno
 from math import nan
+import os
 from pathlib import Path
 import re
 import shutil
@@ -20,7 +21,7 @@ import torch
 
 from dcvit import checkpoint, ledger, pausing, step, training
 from dcvit.checkpoint import load_state, save_state
-from dcvit.errors import Diverged, Paused
+from dcvit.errors import Diverged, EnvironmentProblem, Paused
 from dcvit.pausing import Course, UnusableState
 from dcvit.recipe import (
     Augmentation,
@@ -175,11 +176,35 @@ def test_no_state_is_left_beside_the_record(source, tmp_path, read_every):
     assert names == {"record.json", "last.safetensors", "best.safetensors"}
 
 
-def test_while_a_run_is_paused_its_folder_has_one_state_and_nothing_else(source, tmp_path, read_every):
+def test_while_a_run_is_paused_its_folder_has_the_last_two_states_and_nothing_else(
+    source, tmp_path, read_every
+):
     read_every(1)
-    for _ in range(3):
-        path = pause(tiny(), source, tmp_path)
-        assert list(path.parent.iterdir()) == [path]
+    made = [pause(tiny(), source, tmp_path) for _ in range(5)]
+    assert pausing.states(made[0].parent) == made[:2:-1]
+    assert len(list(made[0].parent.iterdir())) == 2
+
+
+def test_the_state_of_an_epochs_end_is_from_before_the_test_images_are_looked_at(
+    source, tmp_path, monkeypatch
+):
+    undisturbed = fit(tiny(), 0, source, tmp_path / "undisturbed", CPU)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    for update in (3, 6):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "evaluate_together", killed)
+            with pytest.raises(KeyboardInterrupt):
+                fit(tiny(), 0, source, tmp_path, CPU)
+        course = pausing.read_course(pausing.find(folder_of(tmp_path, tiny(), source)))
+        assert (course.update, len(course.evolution)) == (update, update // 3 - 1)
+        if update == 3:
+            pause(tiny(), source, tmp_path)
+    made = steps_of(monkeypatch)
+    assert without_times(fit(tiny(), 0, source, tmp_path, CPU)) == without_times(undisturbed)
+    assert made == []
 
 
 def steps_of(monkeypatch):
@@ -278,13 +303,13 @@ def test_the_message_of_a_later_divergence_has_the_norms_from_before_the_pause(
 
 
 def assert_begun_anew(recipe, source, out, monkeypatch, capsys, *, why):
-    """The run says why it does not go on, begins with update 0, and ends as an undisturbed one."""
+    """The run says which state it does not use, begins with update 0, and ends as an undisturbed one."""
     undisturbed = fit(recipe, 0, source, out / "undisturbed", CPU)
     capsys.readouterr()
     made = steps_of(monkeypatch)
     record = fit(recipe, 0, source, out, CPU)
     told = capsys.readouterr().err
-    assert re.fullmatch(rf"note: {why}\. This run starts from the beginning\n", told), told
+    assert re.fullmatch(rf"note: {why}\. It is not used\n", told), told
     assert made == list(range(6))
     assert (record.weights, record.last) == (undisturbed.weights, undisturbed.last)
     assert not list(folder_of(out, recipe, source).glob("state-*"))
@@ -305,11 +330,33 @@ def flipped(content, at):
     ],
     ids=["a bit of a tensor", "a bit of the header", "cut by a byte", "cut in the header", "empty"],
 )
-def test_a_damaged_state_is_named_and_not_used(damage, source, tmp_path, monkeypatch, capsys):
+def test_a_damaged_state_is_named_and_not_used(damage, source, tmp_path, monkeypatch, capsys, read_every):
+    read_every(2)
     path = pause(tiny(), source, tmp_path)
     path.write_bytes(damage(path.read_bytes()))
     why = rf"{path} is damaged: its checksum is not the one in its name"
     assert_begun_anew(tiny(), source, tmp_path, monkeypatch, capsys, why=why)
+
+
+def test_of_two_states_the_older_is_used_if_the_newer_is_damaged(
+    source, tmp_path, monkeypatch, capsys, read_every
+):
+    read_every(1)
+    undisturbed = fit(tiny(), 0, source, tmp_path / "undisturbed", CPU)
+    pause(tiny(), source, tmp_path)
+    path = pause(tiny(), source, tmp_path)
+    path.write_bytes(flipped(path.read_bytes(), 1000))
+    made = steps_of(monkeypatch)
+    assert without_times(fit(tiny(), 0, source, tmp_path, CPU)) == without_times(undisturbed)
+    assert made == [1, 2, 3, 4, 5]
+    assert f"note: {path} is damaged: " in capsys.readouterr().err
+
+
+def test_which_state_is_newer_does_not_depend_on_the_clock(source, tmp_path, read_every):
+    read_every(1)
+    made = [pause(tiny(), source, tmp_path) for _ in range(2)]
+    os.utime(made[1], (0, 0))
+    assert pausing.states(made[0].parent) == [made[1], made[0]]
 
 
 def test_a_state_that_can_not_be_read_is_named(source, tmp_path, monkeypatch, capsys):
@@ -317,7 +364,7 @@ def test_a_state_that_can_not_be_read_is_named(source, tmp_path, monkeypatch, ca
     path.unlink()
     path.mkdir()
     with pytest.raises(UnusableState, match=rf"{path} can't be read \(Is a directory\)"):
-        load_state(path, {})
+        load_state(path)
 
 
 OTHERS = {
@@ -350,32 +397,66 @@ def test_the_state_of_other_images_is_not_used(source, tmp_path, monkeypatch, ca
     assert_begun_anew(tiny(), source, tmp_path, monkeypatch, capsys, why=why)
 
 
-@pytest.mark.parametrize("package", ["torch", "timm", "dcvit"])
-def test_a_state_of_other_versions_is_not_used(package, source, tmp_path, monkeypatch, capsys):
-    facts = training.provenance()
-    older = {**facts, "versions": {**facts["versions"], package: "0.0.1"}}
+CHANGED = ["torch", "timm", "dcvit", "code", "precision"]
+
+
+@pytest.fixture(params=CHANGED)
+def changed(request, source, tmp_path, monkeypatch):
+    """A state that was saved when one thing was another; its file, and what is said of it."""
+    name, facts, digest, describe = (
+        request.param,
+        training.provenance(),
+        pausing.code_digest(),
+        training.describe,
+    )
+    old = "bfloat16" if name == "precision" else "0.0.1"
     with monkeypatch.context() as patch:
-        patch.setattr(training, "provenance", lambda: older)
+        versions = {**facts["versions"], **({name: old} if name in facts["versions"] else {})}
+        patch.setattr(training, "provenance", lambda: {**facts, "versions": versions})
+        patch.setattr(pausing, "code_digest", lambda: old if name == "code" else digest)
+        if name == "precision":
+            patch.setattr(training, "describe", lambda *rest: {**describe(*rest), name: old})
         path = pause(tiny(), source, tmp_path)
-    why = rf"{path} was saved with {package} 0\.0\.1 \(now {re.escape(facts['versions'][package])}\)"
-    assert_begun_anew(tiny(), source, tmp_path, monkeypatch, capsys, why=why)
+    now = {**facts["versions"], "code": digest, "precision": "float32"}[name]
+    return path, f"{name} {old} (now {now})"
 
 
-def test_a_state_of_other_code_is_not_used(source, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr(pausing, "code_digest", lambda: "0ldc0de")
-        path = pause(tiny(), source, tmp_path)
-    why = rf"{path} was saved with code 0ldc0de \(now [0-9a-f]{{12}}\)"
-    assert_begun_anew(tiny(), source, tmp_path, monkeypatch, capsys, why=why)
+def test_a_run_does_not_go_on_by_itself_with_other_versions_or_code(changed, source, tmp_path):
+    path, words = changed
+    before = path.read_bytes()
+    told = re.escape(f"{path} was saved with {words}: ") + ".*--allow-version-change.*remove the file"
+    with pytest.raises(EnvironmentProblem, match=told):
+        fit(tiny(), 0, source, tmp_path, CPU)
+    assert path.read_bytes() == before
 
 
-def test_a_state_of_another_device_is_not_used(source, tmp_path, monkeypatch, capsys):
+def test_where_that_is_allowed_it_goes_on_and_the_record_says_so(
+    changed, source, tmp_path, monkeypatch, capsys
+):
+    _, words = changed
+    made = steps_of(monkeypatch)
+    record = fit(tiny(), 0, source, tmp_path, CPU, allow_changes=True)
+    assert made == [3, 4, 5]
+    assert record.environment["changes"] == [f"after update 3: {words}"]
+    assert f"note: after update 3: {words}\n" in capsys.readouterr().err
+
+
+def test_a_change_is_remembered_over_further_pauses(source, tmp_path, monkeypatch, read_every):
+    read_every(2)
     original = training.describe
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "describe", lambda *rest: {**original(*rest), "threads": 7})
-        path = pause(tiny(), source, tmp_path)
-    why = rf"{path} was saved with threads 7 \(now 1\)"
-    assert_begun_anew(tiny(), source, tmp_path, monkeypatch, capsys, why=why)
+    for threads in (7, 8):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "describe", lambda *rest, n=threads: {**original(*rest), "threads": n})
+            pause(tiny(), source, tmp_path)
+    record = fit(tiny(), 0, source, tmp_path, CPU)
+    assert record.environment["changes"] == [
+        "after update 2: threads 7 (now 8)",
+        "after update 3: threads 8 (now 1)",
+    ]
+
+
+def test_an_undisturbed_run_has_no_changes_in_its_record(source, tmp_path):
+    assert "changes" not in fit(tiny(), 0, source, tmp_path, CPU).environment
 
 
 def test_a_fine_tuning_does_not_go_on_when_the_run_before_was_made_again(
@@ -449,7 +530,7 @@ TENSORS = {
 def test_a_state_comes_back_as_it_was_saved(tmp_path):
     path = save_state(tmp_path, TENSORS, COURSE)
     assert path == pausing.find(tmp_path)
-    tensors, course = load_state(path, COURSE.maker)
+    tensors, course = load_state(path)
     assert course == pausing.read_course(path) == COURSE
     assert tensors.keys() == TENSORS.keys()
     for name, expected in TENSORS.items():
@@ -467,7 +548,7 @@ def test_no_flipped_bit_and_no_missing_byte_goes_unnoticed(data, tmp_path_factor
     cut = data.draw(st.booleans())
     path.write_bytes(content[:at] if cut else flipped(content, at))
     with pytest.raises(UnusableState, match="is damaged"):
-        load_state(path, COURSE.maker)
+        load_state(path)
 
 
 @given(content=st.binary(max_size=64))
@@ -485,19 +566,30 @@ def test_weights_are_no_state(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("now", "why"),
+    ("now", "problem", "why"),
     [
-        ({"run": "b", "torch": "2"}, r"run a \(now b\)"),
-        ({"run": "a", "torch": "3"}, r"torch 2 \(now 3\)"),
-        ({"run": "b", "torch": "3"}, r"run a \(now b\), torch 2 \(now 3\)"),
-        ({"run": "a"}, r"torch 2 \(now None\)"),
-        ({"run": "a", "torch": "2", "timm": "1"}, r"timm None \(now 1\)"),
+        ({"run": "b", "torch": "2"}, UnusableState, r"run a \(now b\)$"),
+        ({"run": "b", "torch": "3"}, UnusableState, r"run a \(now b\)$"),
+        ({"run": "a", "torch": "3"}, EnvironmentProblem, r"torch 2 \(now 3\): "),
+        ({"run": "a"}, EnvironmentProblem, r"torch 2 \(now None\): "),
+        ({"run": "a", "torch": "2", "timm": "1"}, EnvironmentProblem, r"timm None \(now 1\): "),
     ],
 )
-def test_a_state_is_for_the_one_who_saved_it(now, why, tmp_path):
-    path = save_state(tmp_path, TENSORS, COURSE)
-    with pytest.raises(UnusableState, match=rf"^{path} was saved with {why}$"):
-        load_state(path, now)
+def test_a_state_is_for_the_one_who_saved_it(now, problem, why, tmp_path):
+    with pytest.raises(problem, match=rf"^{tmp_path} was saved with {why}"):
+        pausing.changes(now, COURSE, tmp_path, allowed=False)
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ({"run": "a", "torch": "2"}, []),
+        ({"run": "a", "torch": "3"}, ["torch 2 (now 3)"]),
+        ({"run": "a", "torch": "2", "threads": 4}, ["threads None (now 4)"]),
+    ],
+)
+def test_what_changed_and_was_allowed_is_told(now, words, tmp_path):
+    assert pausing.changes(now, COURSE, tmp_path, allowed=True) == words
 
 
 def test_there_is_no_state_in_a_folder_that_is_not_there(tmp_path):

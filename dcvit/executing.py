@@ -1,0 +1,253 @@
+"""Trains one run, in this process or in several together; whatever goes wrong is an outcome.
+
+Before anything a run is claimed (`dcvit.claims`), so that two who are told the same train it once. In its
+folder a run that ended badly leaves `outcome.json`, what happened in a sentence, for whoever asks later.
+No torch until there is something to train.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+import errno
+import json
+from pathlib import Path
+import signal
+from threading import Event, Thread
+import traceback
+from typing import TYPE_CHECKING
+
+from dcvit import ledger
+from dcvit.claims import Claim, Held, TakenOver, claim, holder_of
+from dcvit.errors import DataError, Diverged, EnvironmentProblem, Paused, RankLost, unwritable
+from dcvit.files import write_text
+from dcvit.runs import Outcome, Place, Run
+from dcvit.stopping import ASKING, listening
+
+if TYPE_CHECKING:
+    import torch
+
+    from dcvit.processes import World
+    from dcvit.training import Progress
+
+Observe = Callable[["Progress"], None]
+Stopped = Callable[[], str]
+
+HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the next run would fail alike
+RESTARTS = 3  # of a run whose processes die, by the agent that watches them
+WATCH = 2.0  # seconds between two looks at the progress of processes that are watched
+
+
+def execute(run: Run, place: Place, observe: Observe, stopped: Stopped = str) -> Outcome:
+    """Trains one run. Its traceback, if it fails, goes into its folder.
+
+    Starts as many processes as `place.gpus_per_run` says, unless this is one of them already.
+    """
+    if place.gpus_per_run > 1 and not place.is_member:
+        return _watched(run, place, observe)
+    return _in_this_process(run, place, observe, stopped)
+
+
+def _in_this_process(run: Run, place: Place, observe: Observe, stopped: Stopped) -> Outcome:
+    import torch
+
+    from dcvit.processes import ALONE, joined
+
+    folder = place.folder_of(run)
+    threads = torch.get_num_threads()
+    try:
+        device = _device(place)
+        if device.type == "cpu":
+            # the bits of a result depend on the number of threads, and small networks gain nothing by more
+            torch.set_num_threads(1)
+        with joined(device) if place.is_member else nullcontext(ALONE) as world:
+            outcome = _claimed(run, place, device, observe, stopped, world)
+    except RankLost:
+        raise  # for whoever started the processes: they can be started again
+    except (DataError, EnvironmentProblem) as error:
+        outcome = Outcome(problem=str(error), kind="environment")
+    except OSError as error:
+        if error.errno in HOPELESS:
+            outcome = Outcome(problem=str(unwritable(place.out, error)), kind="environment")
+        else:
+            outcome = _failed(error, folder)
+    finally:
+        torch.set_num_threads(threads)
+    if outcome.record is None and outcome.kind not in ("paused", "held"):
+        with suppress(OSError):  # the disk may be what went wrong
+            write_text(
+                folder / "outcome.json", json.dumps({"kind": outcome.kind, "problem": outcome.problem})
+            )
+    return outcome
+
+
+def _device(place: Place) -> "torch.device":
+    """The device of this process: of several on a machine each has its own GPU."""
+    import torch
+
+    from dcvit.devices import resolve
+    from dcvit.processes import given_rank
+
+    device = resolve(place.device)
+    rank = given_rank() if place.is_member else None
+    if device.type == "cuda" and (place.gpus or rank is not None):
+        local = rank[2] if rank is not None else 0
+        device = resolve(f"cuda:{place.gpus[local] if place.gpus else local}")
+        torch.cuda.set_device(device)
+    return device
+
+
+def _claimed(
+    run: Run, place: Place, device: "torch.device", observe: Observe, stopped: Stopped, world: "World"
+) -> Outcome:
+    """Trains a run if nobody else does, which process 0 finds out."""
+    folder = place.folder_of(run)
+    mine: Claim | None = None
+    held = ""
+    if world.leads:
+        try:
+            mine = claim(folder)
+        except Held as error:
+            held = str(error)
+    if held := world.told(held):
+        return Outcome(problem=f"run {run.id} is being trained: {held}", kind="held")
+    finished = False
+    try:
+        outcome = _fitted(run, place, device, observe, stopped, world, mine)
+        finished = outcome.record is not None
+        world.any(False)  # nobody leaves while another one still writes
+        return outcome
+    finally:
+        if mine is not None:
+            with suppress(OSError):  # a full disk: the claim ends with this process
+                mine.release(finished=finished)
+
+
+def _fitted(
+    run: Run,
+    place: Place,
+    device: "torch.device",
+    observe: Observe,
+    stopped: Stopped,
+    world: "World",
+    mine: Claim | None,
+) -> Outcome:
+    from dcvit.training import fit
+
+    folder = place.folder_of(run)
+    try:
+        # another one may have finished it since this process was told to train it
+        record = ledger.find(place.out, run.recipe, run.seed, place.source.fingerprint)
+        if record is not None:
+            return Outcome(record=record)
+        for stale in ("error.txt", "diverged.safetensors", "outcome.json"):  # of an earlier try
+            if world.leads:
+                (folder / stale).unlink(missing_ok=True)
+        record = fit(
+            run.recipe,
+            run.seed,
+            place.source,
+            place.out,
+            device,
+            workers=place.workers,
+            observe=observe,
+            deadline=place.deadline,
+            stopped=stopped,
+            world=world,
+            at_most=place.micro_batch,
+            save_every=place.save_every,
+            allow_changes=place.allow_changes,
+            claim=mine,
+        )
+        return Outcome(record=record)
+    except Paused as error:
+        return Outcome(problem=str(error), kind="paused")
+    except TakenOver as error:
+        return Outcome(problem=str(error), kind="held")
+    except Diverged as error:
+        return Outcome(problem=f"diverged: {error}", kind="diverged")
+    except (DataError, EnvironmentProblem, RankLost):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in HOPELESS:
+            raise
+        return _failed(error, folder, name=f"error{f'-{world.rank}' if world.rank else ''}.txt")
+
+
+def _failed(error: Exception, folder: Path, *, name: str = "error.txt") -> Outcome:
+    """The outcome of a run that raised something; the traceback goes into its folder."""
+    where = ""
+    with suppress(OSError):  # the disk may be what went wrong
+        write_text(folder / name, traceback.format_exc())
+        where = f" (see {folder / name})"
+    first_line = (str(error).splitlines() or [""])[0]
+    return Outcome(problem=f"{type(error).__name__}: {first_line}{where}", kind="failed")
+
+
+# --- several processes on this machine -----------------------------------------------------
+
+
+def _watched(run: Run, place: Place, observe: Observe) -> Outcome:
+    """Starts the processes of a run under torch's elastic agent, which starts them again when one of them dies."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    folder = place.folder_of(run)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=place.gpus_per_run,
+        run_id=run.id,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=RESTARTS,
+        monitor_interval=1.0,
+        start_method="spawn",
+        signals_to_handle=",".join(number.name for number in ASKING),
+    )
+    before = {number: signal.getsignal(number) for number in ASKING}
+    done = Event()
+    teller = Thread(target=_tell, args=(folder, observe, done), daemon=True)
+    teller.start()
+    asked = None
+    problem = ""
+    try:
+        ended = elastic_launch(config, _member)(run, place)
+        outcomes = [outcome for _, outcome in sorted(ended.items())]
+        bad = [outcome for outcome in outcomes if outcome.record is None]
+        if outcomes and not bad:
+            return outcomes[0]
+        if bad:
+            return bad[0]
+    except ChildFailedError as error:
+        problem = f"{len(error.failures)} of its {place.gpus_per_run} processes died, the last time of {RESTARTS + 1}"
+    except SignalException as error:
+        asked = error.sigval
+    finally:
+        done.set()
+        teller.join()
+        for number, handler in before.items():  # the agent leaves its own
+            signal.signal(number, handler)
+    if asked is not None:
+        signal.raise_signal(asked)  # whoever listens here hears it, too
+        return Outcome(problem=f"stopped by {signal.Signals(asked).name}; its state is saved", kind="paused")
+    return Outcome(problem=f"{problem}; see above", kind="failed")
+
+
+def _member(run: Run, place: Place) -> Outcome:
+    """One of the processes of a run. The agent passes on every signal, also one that came twice."""
+    with listening(patient=True) as stopped:
+        return _in_this_process(run, replace(place, is_member=True), lambda progress: None, stopped)
+
+
+def _tell(folder: Path, observe: Observe, done: Event) -> None:
+    """Passes on what the claim of a run says about its progress."""
+    from dcvit.training import Progress
+
+    said = None
+    while not done.wait(WATCH):
+        holder = holder_of(folder)
+        if holder is not None and holder.progress and holder.progress != said:
+            said = holder.progress
+            with suppress(TypeError):
+                observe(Progress(**said))
