@@ -16,6 +16,7 @@ Read from facebookresearch/deit at b001f95 (2022-09-24) and microsoft/Swin-Trans
   and micro-batch of the official layout: `groups` counts those in a global batch.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -122,6 +123,44 @@ def _at_384(pretrained: Recipe, **changes: Any) -> Recipe:
 def ours(baseline: Recipe, alpha: AlphaRule, *, patch_size: int) -> Recipe:
     """The whole method on a baseline: a rule for alpha, and PatchErasing in exploration (5.2)."""
     return replace(baseline, alpha=alpha, exploration_erasing=PatchErasing(patch_size=patch_size))
+
+
+def batch_warning(recipe: Recipe) -> str | None:
+    """A sentence if a recipe for ImageNet-1k has another global batch than its official one; else None.
+
+    The rates follow the batch by each code's rule, but the numbers in print are those of one batch.
+
+    >>> batch_warning(DEIT_T) is None, batch_warning(replace(DEIT_T, batch=256))
+    (True, 'DeiT is trained with a global batch of 256; official is 1024, and of that are the numbers in print')
+    """
+    official = 512 if _family(recipe) == "DeiT, fine-tuned" else 1024
+    if recipe.images != "imagenet1k" or recipe.batch == official:
+        return None
+    return (
+        f"{_family(recipe)} is trained with a global batch of {recipe.batch}; official is {official}, and of that are "
+        "the numbers in print"
+    )
+
+
+def batch_warnings(recipes: Iterable[Recipe]) -> list[str]:
+    """The warnings about several recipes, the first of each family."""
+    warnings: dict[str, str] = {}
+    for recipe in recipes:
+        if warning := batch_warning(recipe):
+            warnings.setdefault(_family(recipe), warning)
+    return list(warnings.values())
+
+
+def _family(recipe: Recipe) -> str:
+    """Which official recipe counts for one: that of its network's kind, fine-tuned or not."""
+    match recipe.backbone:
+        case VisionTransformer():
+            name = "DeiT"
+        case SwinTransformer():
+            name = "Swin"
+        case ResNet():
+            name = "ResNet-50"
+    return name if recipe.pretrained is None else f"{name}, fine-tuned"
 
 
 # 5.1: dynamic for the small models, static for the large ones; patches are the model's own

@@ -1,19 +1,19 @@
 """The command `dcvit`: tools around the tables. Help starts without torch."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 import gc
 from pathlib import Path
 import sys
 
+from dcvit import single, status
+from dcvit.commands import Command, add_to
 from dcvit.errors import DATA_OR_ENVIRONMENT, OK, DataError
 from dcvit.gather import belonging, find_run, of_images, read_all, results_of, setting_of
 from dcvit.options import add_data, add_device, at_least_one, not_negative
 from dcvit.reproducing import complain, guarded
 from dcvit.tables import Results, Table
-
-Command = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--workers", type=not_negative, default=0, metavar="N", help="loading processes (0)")
     add_data(probe, text="a folder with train/ and val/, each with one folder of images a class")
     add_device(probe)
+    add_to(add)
+    single.add_options(add("train", _train, "train one run of a table; what every scheduler starts"))
+    status.add_options(
+        add("status", status.show, "how each run of a folder stands: done, running, queued, lost, ...")
+    )
     return parser
 
 
@@ -115,6 +120,10 @@ def _tables() -> tuple[Table, ...]:
     from reproductions.all_tables import TABLES
 
     return TABLES
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    return single.train(arguments, _tables())
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

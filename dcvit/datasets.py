@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dcvit.errors import DataError
 from dcvit.recipe import Recipe
-from dcvit.sources import File, Source, SplitName, subset
+from dcvit.sources import KINDS, File, Source, SplitName, subset
 
 HELD_BYTES = 256 << 20  # of compressed files: sets up to here are held in memory, decoded
 
@@ -55,7 +55,7 @@ def _pictures(source: Source, split: SplitName, count: int | None) -> Pictures:
 
     def read(file: File) -> Image.Image:
         try:
-            with file.open(root) as content, Image.open(content) as image:
+            with file.open(root) as content, Image.open(content, formats=KINDS) as image:
                 return image.convert("RGB")
         except OSError as error:
             raise DataError(f"{root / str(file)} can't be read any more: {error}") from error

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dcvit.ledger import Record
+from dcvit.published import WEIGHTS_OF
 from dcvit.quantities import kind_of
 from dcvit.recipe import differences
 from dcvit.statistics import Estimate, Spread
@@ -27,6 +28,8 @@ def as_json(table: Table, results: Results) -> dict[str, Any]:
         "seeds": list(results.seeds),
         "cells": [_cell(cell, results, judgement) for cell in table.cells],
         "claims": [_claim(found) for found in judgement.claims],
+        "baseline": "published" if results.published else "own",
+        "published_weights": published_weights(results),
         "problems": dict(results.problems),
         "made_with": made_with(list(results.records.values())),
         "differences_from_paper_scale": [
@@ -47,9 +50,14 @@ def _cell(cell: Cell, results: Results, judgement: Judgement) -> dict[str, Any]:
         "unit": kind_of(cell.metric).unit,
         "paper": cell.paper,
         "values": results.values(cell),
-        "runs": [name for name in results.ids(cell) if name not in results.problems],
+        "runs": [
+            name
+            for name in results.ids(cell)
+            if name not in results.problems and cell not in results.published
+        ],
         "best": results.values(cell, "best") if cell.metric in ("top1", "top5") else [],
         "verdict": None if verdict is None else _number(verdict),
+        **({"published": results.published_value(cell)} if cell in results.published else {}),
     }
 
 
@@ -119,6 +127,32 @@ def made_with(records: Sequence[Record]) -> dict[str, Any]:
         "seconds": round(sum(record.seconds for record in records), 1),
         "started": min((record.started for record in records), default=None),
     }
+
+
+def published_weights(results: Results) -> list[dict[str, Any]]:
+    """Of every row that published weights fill, what they got and what was evaluated; None where nothing was yet."""
+    found = {}
+    for cell, score in results.published.items():
+        weights = WEIGHTS_OF[cell.recipe]
+        environment = score.environment if score else {}
+        commit = environment.get("commit") or "unknown"
+        found[cell.row] = {
+            "row": cell.row,
+            "name": weights.name,
+            "top1": score and score.over_all.top1,
+            "top5": score and score.over_all.top5,
+            "printed": list(weights.official),
+            "weights": score and score.weights[:12],
+            "origin": score and score.origin,
+            "protocol": score and str(score.protocol),
+            "images": score and score.data["test_images"],
+            "data_fingerprint": score and score.data["fingerprint"][:12],
+            "precision": environment.get("precision"),
+            "device": environment.get("device_name"),
+            "timm": environment.get("versions", {}).get("timm"),
+            "commit": f"{commit}{' with changes' if environment.get('dirty') else ''}" if score else None,
+        }
+    return list(found.values())
 
 
 def scale_differences(table: Table, results: Results) -> list[tuple[str, Any, Any, list[str]]]:

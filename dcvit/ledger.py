@@ -4,6 +4,7 @@ Under OUT/ledger/ every run has a folder of its own, named by its id and its ima
 fingerprint, with `record.json` (written last, and in one move) and the weights it names.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 import json
 from pathlib import Path
@@ -42,13 +43,32 @@ class Record:
     seconds: float
 
 
-NEEDED = {  # inside of a record's fields, by those who read it
-    "data": {"name", "fingerprint", "classes", "train_images", "test_images"},
-    "environment": {"versions", "commit", "dirty", "device", "device_name", "precision"},
-    "last": {"top1", "top5"},
-    "best": {"top1", "top5"},
-    "evolution": {"easy", "hard", "histogram", "alpha", "loss", "top1", "seconds"},  # each entry
+# What must be inside of a record's fields, by those who read it, and of what types.
+NUMBER = (int, float)
+NONE = type(None)
+NEEDED: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "data": {"name": str, "fingerprint": str, "classes": int, "train_images": int, "test_images": int},
+    "environment": {
+        "versions": dict,
+        "commit": (str, NONE),
+        "dirty": (bool, NONE),
+        **dict.fromkeys(("device", "device_name", "precision"), str),
+    },
+    "last": {"top1": NUMBER, "top5": NUMBER},
+    "best": {"top1": NUMBER, "top5": NUMBER},
+    "evolution": {  # each entry
+        "histogram": list,
+        **dict.fromkeys(("easy", "hard", "alpha", "loss", "top1", "seconds"), NUMBER),
+    },
 }
+WHOLE: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("data", "environment", "last", "best", "weights"), dict),
+    **dict.fromkeys(("run_id", "correct", "started"), str),
+    **dict.fromkeys(("seed", "parameters", "samples_seen"), int),
+    "evolution": list,
+    "seconds": NUMBER,
+}
+DEEPEST = 20  # levels of lists and dicts inside of each other; a recipe has six
 
 
 class UnusableRecord(ValueError):
@@ -82,16 +102,54 @@ def read(folder: Path) -> Record:
         raise UnusableRecord(f"{path} is cut off or damaged ({error})") from error
     if not isinstance(facts, dict) or facts.get("layout") != LAYOUT:
         layout = facts.get("layout") if isinstance(facts, dict) else None
-        raise UnusableRecord(f"{path} has layout {layout}; this version writes and reads layout {LAYOUT}")
+        raise UnusableRecord(
+            f"{path} has layout {_short(layout)}; this version writes and reads layout {LAYOUT}"
+        )
     if facts.keys() != {field.name for field in fields(Record)}:
         odd = sorted(facts.keys() ^ {field.name for field in fields(Record)})
         raise UnusableRecord(f"{path} lacks fields or has too many: {', '.join(odd)}")
+    if wrong := next(_wrong(facts), None):
+        raise UnusableRecord(f"{path} is damaged: {wrong}")
+    return Record(**facts)
+
+
+def _wrong(facts: dict[str, Any]) -> Iterator[str]:
+    """What keeps a record from being read: sentences that go on after the file's name."""
+    yield from (f"{name} lacks all of it" for name in NEEDED if not isinstance(facts[name], (dict, list)))
+    yield from (
+        f"{name} is {_short(facts[name])}" for name, kind in WHOLE.items() if not _is(facts[name], kind)
+    )
     for name, needed in NEEDED.items():
         for part in facts[name] if name == "evolution" else [facts[name]]:
-            if not isinstance(part, dict) or needed - part.keys():
-                lacking = sorted(needed - part.keys()) if isinstance(part, dict) else ["all of it"]
-                raise UnusableRecord(f"{path} is damaged: {name} lacks {', '.join(lacking)}")
-    return Record(**facts)
+            if not isinstance(part, dict):
+                yield f"{name} lacks all of it"
+            elif lacking := sorted(needed.keys() - part.keys()):
+                yield f"{name} lacks {', '.join(lacking)}"
+            else:
+                odd = (key for key, kind in needed.items() if not _is(part[key], kind))
+                yield from (f"{name} has {key} = {_short(part[key])}" for key in odd)
+                shares = (key for key in ("easy", "hard") if key in needed and not 0 <= part[key] <= 1)
+                yield from (f"{name} has {key} = {_short(part[key])}, which is no share" for key in shares)
+    versions = facts["environment"]["versions"]
+    yield from (f"versions lacks {name}" for name in ("torch", "timm") if name not in versions)
+    if not _flat(facts, DEEPEST):
+        yield f"lists and dicts lie more than {DEEPEST} deep inside of each other"
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether a value is of a type; true and false are no numbers."""
+    return isinstance(value, kind) and (not isinstance(value, bool) or kind == (bool, NONE))
+
+
+def _flat(value: Any, levels: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return True
+    parts = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_flat(part, levels - 1) for part in parts if type(part) in (dict, list))
+
+
+def _short(value: Any) -> str:
+    return "a list or dict" if isinstance(value, (dict, list)) else repr(value)[:40]
 
 
 def find(out: Path, recipe: Recipe, seed: int, fingerprint: str) -> Record | None:

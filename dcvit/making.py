@@ -6,33 +6,36 @@ import sys
 from time import time
 
 from dcvit import patch_probe, sources
+from dcvit.baselines import batch_warnings
 from dcvit.launch import make_all
 from dcvit.ledger import Record, UnusableRecord
 from dcvit.planning import cores
 from dcvit.recipe import Recipe
 from dcvit.runs import Outcome, Place, Run, estimated
 from dcvit.schedules import updates_per_epoch
+from dcvit.sources import Source
+from dcvit.stopping import listening
 from dcvit.tables import Cell
+from dcvit.telling import say as say
 
 
 def make(
     runs: list[Run], place: Place, jobs: int | None, names: dict[Run, str], records: dict[Run, Record]
 ) -> dict[Run, Outcome]:
     """Checks the images, then trains; `records` of what is there already say how long things take."""
-    from dcvit.devices import resolve
+    from dcvit.devices import free_gpus, resolve
     from dcvit.display import Display
 
     device = resolve(place.device)
     for run in runs:
         updates_per_epoch(run.recipe.train_images or place.source.count("train"), run.recipe)
-    source, recipe = place.source, runs[0].recipe  # in a folder, all runs of a call use the same files
-    if source.root:
-        used = (
-            *sources.subset(source.train, recipe.train_images),
-            *sources.subset(source.val, recipe.test_images),
-        )
-        sources.check_readable(source, used)
-    side_by_side = min(len(runs), jobs or (1 if device.type == "cuda" else cores()))
+    for warning in batch_warnings(run.recipe for run in runs):
+        print(f"warning: {warning}", file=sys.stderr)
+    source = place.source
+    check_images(runs, source)
+    gpus = free_gpus() if device.type == "cuda" and device.index is None else ()
+    at_once = (len(gpus) if device.type == "cuda" else cores()) // place.gpus_per_run
+    side_by_side = min(len(runs), jobs or max(at_once, 1))
     say(
         f"runs to do: {len(runs)}, on {device.type}, {side_by_side} at a time; records go to {place.out}. "
         "This can be stopped and called again"
@@ -42,8 +45,27 @@ def make(
         images = run.recipe.train_images or source.count("train")
         return estimated(run, records | dict(made), images=images, gpu=device.type == "cuda", cores=cores())
 
-    with Display({run: names[run] for run in runs}) as display:
-        return make_all(runs, place, jobs=side_by_side, watcher=display.watcher, estimate=seconds)
+    with Display({run: names[run] for run in runs}) as display, listening() as stopped:
+        return make_all(
+            runs,
+            place,
+            jobs=side_by_side,
+            watcher=display.watcher,
+            estimate=seconds,
+            stopped=stopped,
+            gpus=gpus,
+        )
+
+
+def check_images(runs: Sequence[Run], source: Source) -> None:
+    """Decodes the images of a folder once; all runs of a call use the same ones. DataError names what fails."""
+    if source.root:
+        recipe = runs[0].recipe
+        used = (
+            *sources.subset(source.train, recipe.train_images),
+            *sources.subset(source.val, recipe.test_images),
+        )
+        sources.check_readable(source, used)
 
 
 def probe_patches(
@@ -88,8 +110,3 @@ def _is_probed(folder: Path, record: Record) -> bool:
     except UnusableRecord as error:
         print(f"{error}. It is made again.", file=sys.stderr)
         return False
-
-
-def say(text: str) -> None:
-    """Prints at once, also into a file or pipe."""
-    print(text, flush=True)

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 import re
 
+from dcvit import slurm_options
 from dcvit.scale import SCALES
 from dcvit.tables import Table
 
@@ -19,7 +20,7 @@ def table_parser(tables: Sequence[Table]) -> argparse.ArgumentParser:
         description=f"{headings}. Trains what has no record yet and writes {files}: the paper's numbers beside ours, "
         "and what the runs say of the paper's claims.",
         epilog="exit codes: 0 ok, 1 a run failed, 2 usage, 3 data or environment, 4 diverged, 5 something is below or "
-        "contradicted (with --strict), 75 out of time (with --minutes): call again to go on; 2 if "
+        "contradicted (with --strict), 75 stopped, or out of time (with --minutes): call again to go on; 2 if "
         "the minutes are too few for any run",
         allow_abbrev=False,
     )
@@ -28,6 +29,13 @@ def table_parser(tables: Sequence[Table]) -> argparse.ArgumentParser:
         choices=SCALES,
         default="smoke",
         help="smoke (default): digits on a CPU, minutes; small: Imagenette on a GPU; paper: ImageNet-1k",
+    )
+    parser.add_argument(
+        "--baseline",
+        choices=("own", "published"),
+        default="own",
+        help="with --scale paper, published: fill the baselines' cells with the published weights of DeiT and Swin, by "
+        "evaluation alone, instead of runs of our own (default); claims are then not judged",
     )
     parser.add_argument(
         "--seeds",
@@ -44,7 +52,7 @@ def table_parser(tables: Sequence[Table]) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--minutes",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="start nothing that would not end in N minutes, save what runs then, and exit 75 if something is left",
     )
@@ -73,7 +81,90 @@ def table_parser(tables: Sequence[Table]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--plan", action="store_true", help="train nothing; say what would be, and the cost")
     parser.add_argument("--json", action="store_true", help="with --plan: as JSON")
+    add_how(parser)
+    _add_cluster(parser)
     return parser
+
+
+def add_how(parser: argparse.ArgumentParser) -> None:
+    """What may differ between two calls of a run, as all commands that train have it."""
+    parser.add_argument(
+        "--gpus-per-run",
+        type=at_least_one,
+        metavar="N",
+        help="GPUs that train one run together, here and on a cluster: the same recipe, sooner (1; with --slurm all "
+        "that its job has). On a CPU so many processes",
+    )
+    parser.add_argument(
+        "--micro-batch",
+        type=at_least_one,
+        metavar="N",
+        help="images that go through the network at once (what fits into the GPU); the batch stays the recipe's",
+    )
+    parser.add_argument(
+        "--checkpoint-minutes",
+        type=positive,
+        default=10.0,
+        metavar="N",
+        help="save a run's state so often, besides at the ends of epochs (10)",
+    )
+    parser.add_argument(
+        "--allow-version-change",
+        action="store_true",
+        help="let a run that was stopped go on with other versions of torch, timm, dcvit, ...; its record says so",
+    )
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("on a cluster")
+    group.add_argument(
+        "--executor",
+        choices=("local", "slurm", "ray"),
+        default="local",
+        help="who trains: this machine (default), Slurm's job arrays (--jobs: so many at a time; --minutes: so long is "
+        "watched), or a Ray cluster. Runs in the queue are never submitted twice",
+    )
+    group.add_argument(
+        "--slurm",
+        type=slurm_options.parse,
+        metavar="KEY=VALUE,...",
+        help="what a job asks for, under sbatch's names: partition=...,time=...,gpus-per-node=8,nodes=1; also "
+        + ", ".join(
+            key for key in slurm_options.ALLOWED if key not in ("partition", "time", "gpus-per-node", "nodes")
+        ),
+    )
+    group.add_argument(
+        "--resubmit",
+        action="store_true",
+        help="with --executor slurm: submit again what was submitted and is lost or failed",
+    )
+    group.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="with --executor ray: the cluster (RAY_ADDRESS, or one made here)",
+    )
+    group.add_argument(
+        "--print-commands",
+        action="store_true",
+        help="train nothing; print a shell line for each run without a record, those that others start from first",
+    )
+
+
+def cluster_problem(arguments: argparse.Namespace) -> str:
+    """What is wrong with the options of a cluster that were given together; empty if nothing is."""
+    executor = arguments.executor
+    for name, value, needs in (
+        ("--slurm", arguments.slurm, "slurm"),
+        ("--resubmit", arguments.resubmit, "slurm"),
+        ("--ray-address", arguments.ray_address, "ray"),
+    ):
+        if value and executor != needs:
+            return f"{name} goes with --executor {needs}"
+    if arguments.print_commands and (arguments.plan or executor != "local"):
+        return "--print-commands goes without --plan and --executor: it is for schedulers that dcvit does not know"
+    if executor == "ray" and arguments.minutes:
+        return "--minutes goes with --executor local or slurm: Ray's tasks end with this command"
+    return ""
 
 
 IMAGES = (
@@ -108,7 +199,8 @@ def _whole_number(text: str, least: int) -> int:
     return int(text)
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
+    """A number of minutes above 0."""
     if not (re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) and float(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r}: a number of minutes above 0 is needed")
     return float(text)

@@ -6,19 +6,21 @@ from typing import Any
 
 from tabulate import tabulate
 
-from dcvit.facts import made_with, scale_differences
+from dcvit.facts import made_with, published_weights, scale_differences
 from dcvit.ledger import Record
 from dcvit.quantities import in_words, kind_of
 from dcvit.statistics import agreement
 from dcvit.tables import Cell, Results, Table
 from dcvit.verdicts import ClaimVerdict, Judgement, judge, wanted
 from dcvit.wording import (
+    MARKED,
     NUMBER_RULE,
     RULE,
     SMOKE_WARNING,
+    as_text,
     count,
     duration,
-    gain,
+    gain_shown,
     mean,
     number_verdict,
     part_shown,
@@ -35,9 +37,10 @@ def render(table: Table, results: Results) -> str:
     judgement = judge(table, results)
     sections = [
         f"# {table.heading}",
-        SMOKE_WARNING.format(images=results.images) if results.scale == "smoke" else "",
+        SMOKE_WARNING.format(images=as_text(results.images)) if results.scale == "smoke" else "",
         _facts_line(results),
         at_a_glance(table, results),
+        _published(results),
         _every_cell(table, results, judgement),
         _claims(table, results, judgement),
         _image_by_image(table, results),
@@ -54,7 +57,7 @@ def summary(table: Table, results: Results) -> str:
     words = [f"- {found.word}: {said(found.claim)} [{found.claim.id}]" for found in judgement.claims]
     sections = [
         f"# {table.heading}",
-        SMOKE_WARNING.format(images=results.images) if results.scale == "smoke" else "",
+        SMOKE_WARNING.format(images=as_text(results.images)) if results.scale == "smoke" else "",
         _facts_line(results),
         at_a_glance(table, results),
         "\n".join(words) if results.scale != "smoke" else "",
@@ -65,10 +68,11 @@ def summary(table: Table, results: Results) -> str:
 def _facts_line(results: Results) -> str:
     records = list(results.records.values())
     if not records:
-        return f"Scale {results.scale}, {results.images}. No run has finished."
-    facts = made_with(records)
+        return f"Scale {results.scale}, {as_text(results.images)}. No run has finished."
+    facts = as_text(made_with(records))
     return (
-        f"Scale {results.scale}; images: {results.images} (fingerprint {', '.join(facts['data_fingerprint'])}); "
+        f"Scale {results.scale}; images: {as_text(results.images)} "
+        f"(fingerprint {', '.join(facts['data_fingerprint'])}); "
         f"{count(facts['runs'], 'run')} of {count(len(results.seeds), 'seed')} each, "
         f"{duration(facts['seconds'])} "
         f"of training in all, begun {facts['started']}; device: {', '.join(facts['device'])}, "
@@ -93,6 +97,8 @@ def at_a_glance(table: Table, results: Results) -> str:
         if group:
             parts.append(f"### {group}")
         parts.append(_glance(table, results, [cell for cell in table.cells if cell.group == group]))
+    if results.published:
+        parts.append(MARKED)
     return "\n\n".join(parts)
 
 
@@ -114,7 +120,7 @@ def _glance(table: Table, results: Results, cells: Sequence[Cell]) -> str:
             there = [at.get((row, column), [])[number:] for column in columns]
             yield from (_beside(results, cells[0]) if cells else "" for cells in there)
             if two:
-                yield signed(gain(table, results, there[-1][0]))
+                yield gain_shown(table, results, there[-1][0])
 
     lines = [
         [
@@ -192,11 +198,39 @@ def _cell_shown(cell: Cell, table: Table, results: Results, judgement: Judgement
         "" if cell.paper is None else f"{cell.paper:.{cell.digits}f}",
         mean(results, cell),
         signed(paper_gain, cell.digits),
-        signed(gain(table, results, cell), digits),
+        gain_shown(table, results, cell, digits),
         f"{fmean(best):.{digits}f}" if best else "",
-        f"{len(results.values(cell))} of {len(results.seeds)}",
+        _seeds(results, cell),
         *number_verdict(cell, judgement),
     ]
+
+
+def _published(results: Results) -> str:
+    """Where the numbers of published weights come from, a line for each network."""
+    if not results.published:
+        return ""
+    lines = []
+    for found in as_text(published_weights(results)):
+        if found["top1"] is None:
+            lines.append([found["row"], found["name"], "not evaluated", *[""] * 6])
+            continue
+        printed = "{:g} and {:g}".format(*found["printed"])
+        measured = f"{found['top1']:.3f} and {found['top5']:.3f}"
+        images = f"{found['images']:,} (fingerprint {found['data_fingerprint']})"
+        made = f"{found['precision']} on {found['device']}; timm {found['timm']}; commit {found['commit']}"
+        of_weights = [found[name] for name in ("weights", "origin", "protocol")]
+        lines.append([found["row"], found["name"], measured, printed, *of_weights, images, made])
+    head = ["row", "timm's name", "top-1 and top-5", "printed", "sha256", "from", "protocol", "images", "by"]
+    return (
+        "## Published weights, evaluated here\n\nBy the official protocol of their recipe; printed is what their "
+        "authors print for the same protocol.\n\n" + _markdown(lines, head)
+    )
+
+
+def _seeds(results: Results, cell: Cell) -> str:
+    if cell in results.published:
+        return "published weights"
+    return f"{len(results.values(cell))} of {len(results.seeds)}"
 
 
 # --- the claims ----------------------------------------------------------------------------
@@ -305,7 +339,7 @@ def _problems(results: Results) -> str:
     if not results.problems:
         return ""
     return "## Runs that failed\n\n" + "\n".join(
-        f"- `{name}`: {why}" for name, why in results.problems.items()
+        f"- `{as_text(name)}`: {as_text(why)}" for name, why in results.problems.items()
     )
 
 

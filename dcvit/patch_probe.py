@@ -60,7 +60,7 @@ def read(folder: Path, record: Record) -> PatchProbe | None:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnusableRecord(f"{path} is cut off or damaged ({error})") from error
     layout = facts.get("layout") if isinstance(facts, dict) else None
     if layout != LAYOUT:

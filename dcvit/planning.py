@@ -1,6 +1,7 @@
 """What a command would train, and what that would cost. No torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 import json
 import os
 
@@ -10,6 +11,7 @@ from dcvit.recipe import Recipe
 from dcvit.runs import Run
 from dcvit.setting import Setting
 from dcvit.sources import DIGITS_TRAIN, IMAGENET_TRAIN, IMAGENETTE_TRAIN, Source
+from dcvit.status import Standing
 from dcvit.tables import Results, Table
 from dcvit.wording import duration
 
@@ -40,25 +42,44 @@ def run_names(tables: Iterable[Table], twins: Mapping[Recipe, Recipe], runs: Seq
     }
 
 
-def print_plan(
-    tables: Sequence[Table],
-    results: Mapping[str, Results],
-    runs: Sequence[Run],
-    names: Mapping[Run, str],
-    seconds: Mapping[Run, float],
-    setting: Setting,
-    *,
-    unusable: Mapping[Run, str],
-) -> None:
-    """Says what each run is, whether it is done, and how long the rest takes."""
-    heading = ", ".join(table.name for table in tables)
-    done = {run for run in runs if any(run.id in found.records for found in results.values())}
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a command would make: tables and what there is for them; runs, their names, times and how they stand."""
+
+    tables: Sequence[Table]
+    results: Mapping[str, Results]
+    runs: Sequence[Run]
+    names: Mapping[Run, str]
+    seconds: Mapping[Run, float]
+    standings: Mapping[Run, Standing]
+    unusable: Mapping[Run, str]
+
+    @property
+    def done(self) -> set[Run]:
+        """The runs with a record that can be used."""
+        return {run for run in self.runs if any(run.id in found.records for found in self.results.values())}
+
+    def state(self, run: Run) -> str:
+        """How a run stands, in a word or two."""
+        if run in self.done:
+            return "done"
+        return "unusable record" if run in self.unusable else self.standings[run].state
+
+
+def print_plan(plan: Plan, setting: Setting) -> None:
+    """Says what each run is, how it stands, and how long the rest takes."""
+    heading = ", ".join(table.name for table in plan.tables)
+    runs, done = plan.runs, plan.done
     gpu = setting.scale != "smoke"
-    left = sum(seconds[run] for run in runs if run not in done)
+    left = sum(plan.seconds[run] for run in runs if run not in done)
     print(f"{heading}, scale {setting.scale}, images: {setting.in_words()}")
     for run in runs:
-        state = "done" if run in done else "unusable record" if run in unusable else "to do"
-        print(f"  {run.id}  {names[run]:<28} {state:<16} about {duration(seconds[run])}")
+        line = f"  {run.id}  {plan.names[run]:<28} {plan.state(run):<16} about {duration(plan.seconds[run])}"
+        if plan.state(run) not in ("done", "unusable record", "to do"):
+            stands = plan.standings[run]
+            job = f"job {stands.job}" if stands.job else ""
+            line += "; " + ", ".join(filter(None, (job, stands.note, stands.log)))
+        print(line)
     machine = f"one H100 fed by {cores()} cores" if gpu else f"{cores()} cores"
     print(
         f"{len(runs)} runs, {len(done)} done; left: about {duration(left if gpu else left / cores())} on {machine} "
@@ -66,30 +87,26 @@ def print_plan(
     )
 
 
-def plan_as_json(
-    tables: Sequence[Table],
-    results: Mapping[str, Results],
-    runs: Sequence[Run],
-    names: Mapping[Run, str],
-    seconds: Mapping[Run, float],
-) -> str:
+def plan_as_json(plan: Plan) -> str:
     """The facts of one table, or a list of those of several, with empty values, and the runs that are needed."""
-    done = {name for found in results.values() for name in found.records}
-    plan = [
+    done = plan.done
+    runs = [
         {
             "run": run.id,
-            "name": names[run],
-            "done": run.id in done,
-            "estimated_seconds": round(seconds[run]),
+            "name": plan.names[run],
+            "done": run in done,
+            "estimated_seconds": round(plan.seconds[run]),
+            **asdict(plan.standings[run]),
+            "state": plan.state(run),
         }
-        for run in runs
+        for run in plan.runs
     ]
     facts = []
-    for table in tables:
-        of_table = as_json(table, results[table.name])
+    for table in plan.tables:
+        of_table = as_json(table, plan.results[table.name])
         for cell in of_table["cells"]:
             cell["values"], cell["best"] = [], []
         facts.append(of_table)
     if len(facts) == 1:
-        return json.dumps({**facts[0], "plan": plan}, indent=1)
-    return json.dumps({"tables": facts, "plan": plan}, indent=1)
+        return json.dumps({**facts[0], "plan": runs}, indent=1)
+    return json.dumps({"tables": facts, "plan": runs}, indent=1)

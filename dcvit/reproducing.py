@@ -8,7 +8,7 @@ import sys
 from time import time
 from typing import Any
 
-from dcvit import sources
+from dcvit import published, sources
 from dcvit.errors import (
     DATA_OR_ENVIRONMENT,
     DIVERGED,
@@ -19,19 +19,24 @@ from dcvit.errors import (
     USAGE,
     DataError,
     EnvironmentProblem,
+    RankLost,
     unwritable,
 )
 from dcvit.facts import as_json
 from dcvit.files import write_text
 from dcvit.gather import patch_probes
+from dcvit.launch import LATER
 from dcvit.ledger import Record, UnusableRecord, move_aside
 from dcvit.making import make, probe_patches, say
-from dcvit.options import table_parser
+from dcvit.options import cluster_problem, table_parser
 from dcvit.pages import render, summary
-from dcvit.planning import cores, estimate, plan_as_json, print_plan, run_names
+from dcvit.planning import Plan, cores, estimate, plan_as_json, print_plan, run_names
 from dcvit.runs import Outcome, Place, Run, all_runs, finished
+from dcvit.scores import Score
 from dcvit.setting import DEFAULT_SEEDS, Setting, of_source
 from dcvit.sources import Source, SplitName
+from dcvit.starting import how_of, shell_lines
+from dcvit.status import standings
 from dcvit.tables import Cell, Results, Table
 from dcvit.verdicts import judge
 
@@ -42,6 +47,10 @@ def reproduce(*tables: Table, argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.json and not arguments.plan:
         parser.error("--json goes with --plan; without it the facts are in OUT/NAME.json")
+    if arguments.baseline == "published" and arguments.scale != "paper":
+        parser.error("--baseline published goes with --scale paper: the weights are of ImageNet-1k's classes")
+    if problem := cluster_problem(arguments):
+        parser.error(problem)
     return guarded(lambda: _reproduce(tables, arguments), out=_out(arguments))
 
 
@@ -53,6 +62,8 @@ def guarded(command: Any, *, out: Path) -> int:
         return complain(error, DATA_OR_ENVIRONMENT)
     except OSError as error:
         return complain(unwritable(out, error), DATA_OR_ENVIRONMENT)
+    except RankLost as error:
+        return complain(error, RUN_FAILED)
     except ValueError as error:
         return complain(error, USAGE)
     except KeyboardInterrupt:
@@ -75,48 +86,100 @@ def _reproduce(tables: Sequence[Table], arguments: argparse.Namespace) -> int:
         arguments.scale, source, train_images=arguments.train_images, test_images=arguments.test_images
     )
     twins = setting.twins(cell.recipe for table in tables for cell in table.cells)
-    runs = all_runs((twins[cell.recipe] for cell in wanted), seeds)
+    replaced = published.replaced_cells(tables) if arguments.baseline == "published" else []
+    runs = all_runs((twins[cell.recipe] for cell in wanted if cell not in replaced), seeds)
     place = Place(
         source or Source("", "", ()),
         out,
         arguments.device,
         _workers(arguments),
         deadline=time() + 60 * arguments.minutes if arguments.minutes else None,
+        gpus_per_run=arguments.gpus_per_run or 1,
+        micro_batch=arguments.micro_batch,
+        save_every=60 * arguments.checkpoint_minutes,
+        allow_changes=arguments.allow_version_change,
     )
     records, unusable = finished(all_runs(twins.values(), seeds), place) if source else ({}, {})
     names = run_names(tables, twins, runs)
+    scores = published.read_scores(replaced, source, out, test_images=arguments.test_images)
+
+    if arguments.print_commands:
+        if lines := shell_lines([run for run in runs if run not in records], how_of(arguments, out)):
+            say("\n".join(lines))
+        return OK
 
     if arguments.plan:
-        results = {table.name: _results(table, setting, seeds, place, records, {}) for table in tables}
+        results = {
+            table.name: _results(table, setting, seeds, place, records, {}, scores) for table in tables
+        }
         seconds = {run: estimate(run.recipe, source, gpu=arguments.scale != "smoke") for run in runs}
+        stands = standings(out, [place.folder_of(run) for run in runs])
+        plan = Plan(
+            tables=tables,
+            results=results,
+            runs=runs,
+            names=names,
+            seconds=seconds,
+            standings={run: stands[place.folder_of(run)] for run in runs},
+            unusable=unusable,
+        )
         if arguments.json:
-            say(plan_as_json(tables, results, runs, names, seconds))
+            say(plan_as_json(plan))
         else:
-            print_plan(tables, results, runs, names, seconds, setting, unusable=unusable)
+            print_plan(plan, setting)
+            for name in published.to_evaluate(scores, wanted):
+                say(f"  published weights to evaluate: {name}")
         return OK
 
     assert source is not None
     _require_writable(out)
+    # first, as it is quick, and may fail for lack of a network
+    if lacking := published.to_evaluate(scores, wanted):
+        published.evaluate(lacking, place, test_images=arguments.test_images)
+        scores = published.read_scores(replaced, source, out, test_images=arguments.test_images)
     missing = [run for run in runs if run not in records]
     for run in missing:
         if run in unusable:
             aside = move_aside(place.folder_of(run))
             print(f"{unusable[run]}. Its folder is now {aside}; the run is made again.", file=sys.stderr)
-    outcomes = make(missing, place, arguments.jobs, names, records) if missing else {}
+    if not missing:
+        outcomes = {}
+    elif arguments.executor == "local":
+        outcomes = make(missing, place, arguments.jobs, names, records)
+    else:
+        outcomes = _make_elsewhere(missing, place, names, arguments)
     records |= {run: outcome.record for run, outcome in outcomes.items() if outcome.record}
     problems = {run: outcome.problem for run, outcome in outcomes.items() if outcome.kind not in ("", *LATER)}
-    unprobed, late = probe_patches(wanted, twins, seeds, records, place, names)
+    asked = any(outcome.kind == "stopped" for outcome in outcomes.values())
+    unprobed, late = ({}, 0) if asked else probe_patches(wanted, twins, seeds, records, place, names)
     problems |= unprobed
 
     disappointing = []
     for table in tables:
-        ended = _results(table, setting, seeds, place, records, problems)
+        ended = _results(table, setting, seeds, place, records, problems, scores)
         _write(table, ended, out)
         disappointing += [f"{table.name}: {what}" for what in judge(table, ended).disappointing]
-    code = _exit_code(list(outcomes.values()), unprobed=len(unprobed), late=late)
+    queued = arguments.executor == "slurm"
+    code = _exit_code(list(outcomes.values()), unprobed=len(unprobed), late=late, queued=queued)
     if code == OK and arguments.strict and disappointing:
         return complain("not reproduced: " + "; ".join(disappointing), NOT_REPRODUCED)
     return code
+
+
+def _make_elsewhere(
+    missing: list[Run], place: Place, names: Mapping[Run, str], arguments: argparse.Namespace
+) -> dict[Run, Outcome]:
+    from dcvit.engines import Engine
+    from dcvit.engines import make as make_elsewhere
+
+    engine = Engine(
+        executor=arguments.executor,
+        slurm=arguments.slurm or {},
+        ray_address=arguments.ray_address,
+        jobs=arguments.jobs,
+        resubmit=arguments.resubmit,
+    )
+    return make_elsewhere(missing, place, how_of(arguments, place.out), names, engine, say=say)
 
 
 def wanted_cells(tables: Sequence[Table], names: Sequence[str]) -> list[Cell]:
@@ -143,10 +206,11 @@ def _results(
     place: Place,
     records: Mapping[Run, Record],
     problems: Mapping[Run, str],
+    scores: Mapping[Cell, Score | None],
 ) -> Results:
     """What there is for one of the tables."""
     twins = setting.twins(cell.recipe for cell in table.cells)
-    runs = all_runs(twins.values(), seeds)
+    runs = all_runs((twins[cell.recipe] for cell in table.cells if cell not in scores), seeds)
     mine = {run: records[run] for run in runs if run in records}
     probed = mine if any("/" in cell.metric for cell in table.cells) else {}
     return Results(
@@ -157,6 +221,7 @@ def _results(
         records={run.id: record for run, record in mine.items()},
         problems={run.id: problems[run] for run in runs if run in problems},
         patch_probes=patch_probes((place.folder_of(run), record) for run, record in probed.items()),
+        published={cell: scores[cell] for cell in table.cells if cell in scores},
     )
 
 
@@ -171,31 +236,34 @@ def _write(table: Table, results: Results, out: Path) -> None:
 # --- how it ended --------------------------------------------------------------------------
 
 
-LATER = ("paused", "postponed")  # how a run ends for lack of time
+def _exit_code(outcomes: Sequence[Outcome], *, unprobed: int, late: int, queued: bool = False) -> int:
+    """The code, after saying what it is about: `unprobed` patch probes failed, `late` were not begun in time.
 
-
-def _exit_code(outcomes: Sequence[Outcome], *, unprobed: int, late: int) -> int:
-    """The code, after saying what it is about: `unprobed` patch probes failed, `late` were not begun in time."""
+    With `queued`, what is not finished is in a queue and goes on by itself.
+    """
     failed = [outcome for outcome in outcomes if outcome.record is None and outcome.kind not in LATER]
     later = [outcome for outcome in outcomes if outcome.kind in LATER]
     if hopeless := [outcome for outcome in failed if outcome.kind == "environment"]:
         return complain(hopeless[0].problem, DATA_OR_ENVIRONMENT)
     if failed or unprobed:
-        return _failed(failed, unprobed)
+        return _failed(failed, unprobed, hint="see above" if queued else "the same command tries again")
     if not later and not late:
         return OK
+    if queued and later:
+        return complain(f"{len(later)} runs are not finished; the same command picks them up", RESUMABLE)
     if not late and all(outcome.kind == "postponed" for outcome in outcomes):
         # nothing was done, and the same call would do nothing again
         return complain(f"{later[0].problem}. Give more --minutes", USAGE)
     paused = sum(outcome.kind == "paused" for outcome in later)
+    why = "stopped" if any(outcome.kind == "stopped" for outcome in later) else "stopped, or out of time"
     return complain(
-        f"out of time: {paused} runs saved in the middle, {len(later) - paused} not begun, {late} not probed; "
+        f"{why}: {paused} runs saved in the middle, {len(later) - paused} not begun, {late} not probed; "
         "the same command goes on",
         RESUMABLE,
     )
 
 
-def _failed(failed: Sequence[Outcome], unprobed: int) -> int:
+def _failed(failed: Sequence[Outcome], unprobed: int, *, hint: str) -> int:
     own = [outcome for outcome in failed if not outcome.problem.startswith("not started")]
     count = len(failed) + unprobed
     many = f"{count} run{'s' if count > 1 else ''}"
@@ -203,23 +271,24 @@ def _failed(failed: Sequence[Outcome], unprobed: int) -> int:
         return complain(
             f"{many} without a record: what diverged would do so again; change the recipe", DIVERGED
         )
-    return complain(f"{many} failed; the same command tries again", RUN_FAILED)
+    return complain(f"{many} failed; {hint}", RUN_FAILED)
 
 
 # --- what the arguments mean ---------------------------------------------------------------
 
 
 def _find(arguments: argparse.Namespace) -> Source | None:
-    """The images; for a plan without --data None where there are none, which is said."""
+    """The images; for a plan or commands without --data None where there are none, which is said."""
+    only_asks = arguments.plan or arguments.print_commands
     try:
         try:
-            return sources.find(arguments.data, arguments.scale, download=not arguments.plan)
+            return sources.find(arguments.data, arguments.scale, download=not only_asks)
         except OSError as error:
             raise DataError(
                 f"{error.filename or arguments.data} can't be read: {error.strerror or error}"
             ) from error
     except DataError as error:
-        if not arguments.plan or arguments.data is not None:
+        if not only_asks or arguments.data is not None:
             raise
         print(f"note: {error}", file=sys.stderr)
         return None

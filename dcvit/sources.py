@@ -15,8 +15,10 @@ from io import BytesIO
 from itertools import chain, zip_longest
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Literal
 
+from dcvit.archives import fetch, unpack
 from dcvit.errors import DataError
 from dcvit.files import cache_folder, write_text
 from dcvit.scale import Scale
@@ -26,6 +28,9 @@ SplitName = Literal["train", "val"]
 
 IMAGENETTE = "imagenette2-160"
 IMAGENETTE_URL = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz"
+# As in torchvision 0.29 (datasets/imagenette.py), whose authors have seen the file; there is no other sum of it in
+# public. An MD5 keeps out damage and strangers, not somebody who could make two archives of one sum beforehand.
+IMAGENETTE_MD5 = "e793b78cc4c9e9a4ccc0c1155377a412"
 IMAGENETTE_CLASSES = (
     *("n01440764", "n02102040", "n02979186", "n03000684", "n03028079"),
     *("n03394916", "n03417042", "n03425413", "n03445777", "n03888257"),
@@ -34,6 +39,14 @@ IMAGENET_TRAIN, IMAGENET_TEST = 1_281_167, 50_000
 IMAGENETTE_TRAIN = 9_469
 DIGITS_TRAIN, DIGITS_TEST = 1438, 359  # every fifth of the 1,797 digits is held out
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+KINDS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "PPM",
+    "TIFF",
+    "WEBP",
+)  # by content; Pillow would run what calls itself PostScript, too
 
 
 @dataclass(frozen=True)
@@ -202,17 +215,27 @@ def imagenette_root(place: str | None, *, download: bool = True) -> Path:
     try:
         if not download:
             raise OSError("not tried")
-        from torchvision.datasets import Imagenette
-
-        parent.mkdir(parents=True, exist_ok=True)
-        Imagenette(parent, split="train", size="160px", download=True)
-    except (OSError, RuntimeError) as error:
+        _fetch_imagenette(parent)
+    except (OSError, DataError) as error:
         raise DataError(
             f"Imagenette is not in {parent} and could not be downloaded ({error}). Scale small needs it: fetch "
             f"{IMAGENETTE_URL}, unpack it so that {parent / IMAGENETTE / 'train'} and {parent / IMAGENETTE / 'val'} "
             "exist, and give --data " + str(parent)
         ) from error
     return parent / IMAGENETTE
+
+
+def _fetch_imagenette(parent: Path) -> None:
+    """Makes parent/imagenette2-160 from the archive on the web, in one move and only if that is the known one."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{IMAGENETTE}.", dir=parent) as work:
+        archive, unpacked = Path(work, "archive.tgz"), Path(work, "unpacked")
+        fetch(IMAGENETTE_URL, archive, checksum=IMAGENETTE_MD5, algorithm="md5", max_bytes=200_000_000)
+        unpack(archive, unpacked, max_bytes=400_000_000, max_members=20_000)
+        for split in ("train", "val"):
+            if not (unpacked / IMAGENETTE / split).is_dir():
+                raise DataError(f"{IMAGENETTE_URL} holds no {IMAGENETTE}/{split}/")
+        os.rename(unpacked / IMAGENETTE, parent / IMAGENETTE)
 
 
 def _with_imagenette_inside(folder: Path) -> Path:
@@ -294,7 +317,12 @@ def _problem(root: Path, file: File) -> str | None:
     from PIL import Image
 
     try:
-        with file.open(root) as content, Image.open(content) as image:
+        with file.open(root) as content, Image.open(content, formats=KINDS) as image:
+            pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
+            if most is not None and pixels > most:  # Pillow itself only warns, up to twice as many
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels are more than the {most:,} that are decoded"
+                )
             image.convert("RGB")
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         return f"{root / str(file)}: {error}"

@@ -7,6 +7,7 @@ from typing import Any
 from dcvit.ledger import Record
 from dcvit.quantities import kind_of, value
 from dcvit.recipe import Recipe, run_id
+from dcvit.scores import Score
 from dcvit.statistics import Exceeds, Question, StaysWithin
 
 
@@ -171,13 +172,20 @@ class Results:
     records: Mapping[str, Record]  # run id -> finished run
     problems: Mapping[str, str] = field(default_factory=dict)  # run id -> why there is no record
     patch_probes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # run id -> its scores
+    # cells that published weights fill instead of runs -> their score; None: not evaluated yet
+    published: Mapping[Cell, Score | None] = field(default_factory=dict)
 
     def ids(self, cell: Cell) -> list[str]:
         """The runs behind a cell, one a seed."""
         return [run_id(self.twins[cell.recipe], seed) for seed in self.seeds]
 
     def found(self, cell: Cell) -> list[Record]:
-        """The finished runs behind a cell; for a number of the patch probe, those that it has probed."""
+        """The finished runs behind a cell; for a number of the patch probe, those that it has probed.
+
+        None for a cell that published weights fill: their score must never be taken for a seed.
+        """
+        if cell in self.published:
+            return []
         done = self.patch_probes if "/" in cell.metric else self.records
         return [self.records[name] for name in self.ids(cell) if name in self.records and name in done]
 
@@ -188,3 +196,8 @@ class Results:
             for record in self.found(cell)
         )
         return [number for number in numbers if number is not None]
+
+    def published_value(self, cell: Cell) -> float | None:
+        """What published weights got in a cell; None for cells of runs, and for weights not evaluated yet."""
+        score = self.published.get(cell)
+        return None if score is None else float(getattr(score.over_all, cell.metric))

@@ -128,7 +128,7 @@ def _number(cell: Cell, printed: float, results: Results, spreads: Mapping[str, 
     delta = _delta(kind_of(cell.metric))
     values = results.values(cell)
     if not values:
-        return NumberVerdict(word="not run", delta=delta)
+        return NumberVerdict(word="not comparable" if cell in results.published else "not run", delta=delta)
     if results.scale != "paper" or _is_of_some_images(results, cell):
         return NumberVerdict(word="smoke" if results.scale == "smoke" else "not comparable", delta=delta)
     spread = spreads[cell.metric]
@@ -207,6 +207,8 @@ def _claim(
         word = "smoke"
     elif any(_is_of_some_images(results, cell) for part in parts for _, cell in part.part.terms):
         word, note = "not comparable", "made from some of the images only (--train-images, --test-images)"
+    elif _on_published_weights(parts, results):
+        word, note = "not comparable", ON_PUBLISHED_WEIGHTS
     elif all(part.estimate is not None for part in parts):
         word = claim_word(p_holm, p_contrary)
     elif _unmeasured(parts, results):
@@ -214,6 +216,19 @@ def _claim(
     else:
         word = "not run"
     return ClaimVerdict(claim=claim, word=word, p=p, p_holm=p_holm, parts=parts, note=note)
+
+
+ON_PUBLISHED_WEIGHTS = (
+    "not judged: the baseline column is the published weights, evaluated once, and no run of ours; a claim needs our "
+    "own baseline, of several seeds (--baseline own)"
+)
+
+
+def _on_published_weights(parts: tuple[PartVerdict, ...], results: Results) -> bool:
+    """Whether a claim rests on a baseline that was not run, as published weights are shown in its place."""
+    replaced = {cell.recipe for cell in results.published}
+    cells = [cell for part in parts for _, cell in part.part.terms]
+    return any(cell.recipe in replaced and not results.values(cell) for cell in cells)
 
 
 def _why_undecided(parts: tuple[PartVerdict, ...], results: Results) -> str:

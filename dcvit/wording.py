@@ -1,6 +1,7 @@
 """How results are worded: the same digits, signs and sentences on a page, in the report and in a terminal. No torch."""
 
 from collections.abc import Iterable
+import re
 from statistics import fmean, stdev
 from typing import Any
 
@@ -27,6 +28,13 @@ NUMBER_RULE = (
     "above if it lies wholly outside. The interval counts the paper's own run and its rounding as uncertain, too."
 )
 
+MARK = "†"
+MARKED = (
+    f"{MARK} published weights, evaluated here, and gains over them: one evaluation each, no run of ours, so that "
+    "there is no spread, and no claim is judged by it. A gain over them also holds what differs between their "
+    "authors' training and ours."
+)
+
 
 def said(claim: Claim) -> str:
     """What a claim says: in quotation marks where these are the paper's words."""
@@ -44,6 +52,9 @@ def which_epoch(table: Table) -> str:
 def mean(results: Results, cell: Cell) -> str:
     """The cell's mean over seeds, with the standard deviation where there are several; else why there is none."""
     values, digits = results.values(cell), kind_of(cell.metric).digits
+    if cell in results.published:
+        value = results.published_value(cell)
+        return "not evaluated" if value is None else f"{value:.{digits}f}{MARK}"
     if not values:
         if any(name in results.problems for name in results.ids(cell)):
             return "failed"
@@ -53,11 +64,18 @@ def mean(results: Results, cell: Cell) -> str:
 
 
 def gain(table: Table, results: Results, cell: Cell) -> float | None:
-    """Mean of the cell over the mean of its baseline; None where either has no number."""
+    """Mean of the cell over that of its baseline (or over published weights there); None where one has no number."""
     over = table.baseline_of(cell)
-    if over is None or not results.values(cell) or not results.values(over):
+    if over is None or not results.values(cell):
         return None
-    return fmean(results.values(cell)) - fmean(results.values(over))
+    level = fmean(results.values(over)) if results.values(over) else results.published_value(over)
+    return None if level is None else fmean(results.values(cell)) - level
+
+
+def gain_shown(table: Table, results: Results, cell: Cell, digits: int = 2) -> str:
+    """The same as text, with a mark where it is over published weights."""
+    text = signed(gain(table, results, cell), digits)
+    return f"{text}{MARK}" if text and table.baseline_of(cell) in results.published else text
 
 
 def number_verdict(cell: Cell, judgement: Judgement) -> list[str]:
@@ -134,3 +152,23 @@ def short(value: Any) -> str:
 def unique(values: Iterable[Any]) -> list[Any]:
     """Each value once, in the order of first appearance."""
     return list(dict.fromkeys(values))
+
+
+def as_text(value: Any) -> Any:
+    """Strings of records, also inside of lists and dicts, as words of a markdown page: one line, no markup, no HTML.
+
+    A vertical bar is left to whoever makes a table of it.
+
+    >>> as_text("<b>\\n*1* [x](y)")
+    '&lt;b&gt; \\\\*1\\\\* \\\\[x\\\\](y)'
+    """
+    if isinstance(value, str):
+        shown = "".join(sign if sign.isprintable() else " " for sign in value)
+        for sign, instead in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+            shown = shown.replace(sign, instead)
+        return re.sub(r"([\\`*\[\]])", r"\\\1", " ".join(shown.split()))
+    if isinstance(value, list):
+        return [as_text(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: as_text(entry) for name, entry in value.items()}
+    return value

@@ -15,24 +15,34 @@ from tests.helpers import ROOT, environment, python
 NO_TORCH = {
     "errors": set(),
     "files": set(),
-    "pausing": set(),
+    "pausing": {"errors"},
+    "claims": {"files"},
+    "stopping": set(),
+    "telling": set(),
+    "layout": {"recipe"},
     "provenance": set(),
     "recipe": set(),
     "statistics": set(),
+    "wnids": {"errors"},
     "assimilation": {"recipe"},
     "baselines": {"recipe"},
     "cost": {"recipe"},
+    "budget": {"cost", "recipe"},
     "scale": {"recipe"},
     "schedules": {"errors", "recipe"},
     "ledger": {"files", "recipe"},
     "patch_probe": {"files", "ledger"},
     "curves": {"assimilation", "ledger", "recipe"},
     "quantities": {"curves", "ledger", "recipe"},
+    "archives": {"errors"},
     "shards": {"errors", "files"},
-    "sources": {"errors", "files", "scale", "shards"},
-    "tables": {"ledger", "quantities", "recipe", "statistics"},
+    "sources": {"archives", "errors", "files", "scale", "shards"},
+    "checking": {"sources", "wnids"},
+    "scores": {"files", "ledger"},
+    "tables": {"ledger", "quantities", "recipe", "scores", "statistics"},
+    "published": {"baselines", "ledger", "recipe", "runs", "scores", "sources", "tables"},
     "verdicts": {"quantities", "statistics", "tables"},
-    "facts": {"ledger", "quantities", "recipe", "statistics", "tables", "verdicts"},
+    "facts": {"ledger", "published", "quantities", "recipe", "statistics", "tables", "verdicts"},
     "wording": {"quantities", "statistics", "tables", "verdicts"},
     "pages": {"facts", "ledger", "quantities", "statistics", "tables", "verdicts", "wording"},
     "setting": {"ledger", "recipe", "scale", "sources"},
@@ -42,8 +52,9 @@ NO_TORCH = {
         *("scale", "setting", "tables"),
     },
     "runs": {"cost", "ledger", "pausing", "recipe", "sources"},
-    "launch": {"cost", "errors", "files", "runs"},
-    "display": {"runs"},
+    "executing": {"claims", "errors", "files", "ledger", "runs", "stopping"},
+    "launch": {"claims", "cost", "executing", "ledger", "runs", "stopping"},
+    "display": {"runs", "telling"},
     "doctor": {"errors", "provenance", "sources"},
     "drawing": {"curves", "errors", "recipe"},
     "sheets": {"drawing"},
@@ -69,16 +80,30 @@ NO_TORCH = {
         *("behind", "charts", "facts", "ledger", "quantities", "recipe", "tables", "verdicts", "wording"),
     },
     "report": {"behind", "charts", "errors", "files", "tables", "views", "wording"},
-    "options": {"scale", "tables"},
-    "planning": {"cost", "facts", "recipe", "runs", "setting", "sources", "tables", "wording"},
+    "job": {"errors"},
+    "slurm_options": set(),
+    "starting": {"runs", "scale", "slurm_options"},
+    "queueing": {"errors", "files"},
+    "status": {"claims", "errors", "ledger", "pausing", "queueing", "runs"},
+    "slurm": {"errors", "job", "queueing", "runs", "slurm_options", "starting"},
+    "ray_engine": {"errors", "job", "runs", "starting", "status"},
+    "engines": {"baselines", "display", "errors", "runs", "schedules", "slurm", "starting", "status"},
+    "options": {"scale", "slurm_options", "tables"},
+    "planning": {"cost", "facts", "recipe", "runs", "setting", "sources", "status", "tables", "wording"},
     "making": {
-        *("launch", "ledger", "patch_probe", "planning", "recipe", "runs", "schedules", "sources", "tables"),
+        *("baselines", "launch", "ledger", "patch_probe", "planning", "recipe", "runs", "schedules"),
+        *("sources", "stopping", "tables", "telling"),
+    },
+    "single": {
+        *("errors", "executing", "launch", "making", "options", "runs", "scale", "setting", "sources"),
+        *("stopping", "tables"),
     },
     "reproducing": {
-        *("errors", "facts", "files", "gather", "ledger", "making", "options", "pages", "planning", "runs"),
-        *("setting", "sources", "tables", "verdicts"),
+        *("errors", "facts", "files", "gather", "launch", "ledger", "making", "options", "pages", "planning"),
+        *("published", "runs", "scores", "setting", "sources", "starting", "status", "tables", "verdicts"),
     },
-    "cli": {"errors", "gather", "options", "reproducing", "tables"},
+    "commands": {"checking", "errors", "options", "planning", "published", "scores", "sources"},
+    "cli": {"commands", "errors", "gather", "options", "reproducing", "single", "status", "tables"},
 }
 TORCH = {
     "attention": set(),
@@ -89,13 +114,15 @@ TORCH = {
     "rng": set(),
     "checkpoint": {"files", "pausing"},
     "devices": {"errors"},
-    "erasing": {"recipe"},
+    "processes": {"errors"},
+    "erasing": {"recipe", "rng"},
+    "memory": {"cost", "recipe"},
     "augmentation": {"recipe", "rng"},
-    "batch": {"erasing", "mixing", "recipe", "rng"},
+    "batch": {"erasing", "layout", "mixing", "recipe", "rng"},
     "datasets": {"errors", "recipe", "sources"},
     "models": {"recipe"},
     "loading": {"augmentation", "datasets", "recipe", "rng", "schedules"},
-    "evaluating": {"batch", "datasets", "devices", "loading", "metrics", "recipe"},
+    "evaluating": {"batch", "datasets", "devices", "loading", "metrics", "processes", "recipe"},
     "looking": {
         *(
             "batch",
@@ -111,12 +138,14 @@ TORCH = {
         ),
     },
     "step": {
-        *("batch", "checkpoint", "devices", "difficulty", "loading", "losses", "models", "recipe", "rng"),
-        "schedules",
+        *("batch", "checkpoint", "devices", "difficulty", "layout", "loading", "losses", "models"),
+        *("processes", "recipe", "rng", "schedules"),
     },
+    "keeping": {"checkpoint", "claims", "errors", "files", "pausing", "step", "telling"},
     "training": {
-        *("augmentation", "checkpoint", "datasets", "devices", "errors", "evaluating", "ledger", "loading"),
-        *("looking", "pausing", "provenance", "recipe", "schedules", "sources", "step"),
+        *("augmentation", "checkpoint", "claims", "datasets", "devices", "errors", "evaluating", "keeping"),
+        *("layout", "ledger", "loading", "looking", "memory", "pausing", "processes", "provenance"),
+        *("recipe", "schedules", "sources", "step"),
     },
     "trained": {
         *("augmentation", "checkpoint", "devices", "files", "ledger", "models", "recipe", "sources"),
@@ -125,6 +154,11 @@ TORCH = {
         *("attention", "batch", "datasets", "devices", "errors", "files", "ledger", "loading", "metrics"),
         *("patch_probe", "provenance", "recipe", "rng", "sources", "trained"),
     },
+    "protocols": {"batch", "datasets", "loading", "rng", "scores"},
+    "scoring": {
+        *("datasets", "devices", "errors", "loading", "metrics", "probing", "protocols", "provenance"),
+        *("published", "recipe", "scores", "sources", "trained", "wnids"),
+    },
     "activation": {
         *("attention", "batch", "datasets", "devices", "loading", "recipe", "sources", "trained"),
     },
@@ -132,19 +166,26 @@ TORCH = {
 LAYERS = NO_TORCH | TORCH
 # What a module imports later, inside of the function that needs it, or for type checkers only.
 LATER = {
+    "commands": {"devices", "scoring"},
+    "published": {"devices", "scoring"},
     "cli": {
         *("curves", "devices", "doctor", "patch_probe", "picturing", "probing", "publishing", "report"),
         *("setting", "sources"),
     },
     "display": {"training"},
     "doctor": {"devices"},
-    "launch": {"devices", "training"},
+    "engines": {"ray_engine"},
+    "executing": {"devices", "processes", "training"},
     "making": {"devices", "display", "probing"},
     "picturing": {"activation"},
+    "reproducing": {"engines"},
     "runs": {"training"},
+    "single": {"devices", "display", "planning", "processes"},
 }
 
-FILES = {path.stem: path for path in Path(dcvit.__file__).parent.glob("*.py") if path.stem != "__init__"}
+FILES = {
+    path.stem: path for path in Path(dcvit.__file__).parent.glob("*.py") if not path.stem.startswith("__")
+}
 
 
 def imports(node, *, deep):

@@ -41,7 +41,7 @@ def record_in(folder):
             "test_images": 4,
         },
         environment={
-            "versions": {"torch": "2.9"},
+            "versions": {"torch": "2.9", "timm": "1.0"},
             "commit": None,
             "dirty": None,
             "device": "cpu",
