@@ -101,13 +101,19 @@ def mixed_batch(
 
 def _part_of_group(pixels: Tensor, labels: Tensor, recipe: Recipe, piece: Piece, **draws: Any) -> MixedBatch:
     """The same for a part of a group: what is drawn for the rest is drawn, too, and thrown away."""
-    at = torch.tensor(piece.inside, device=pixels.device)
+    assert piece.inside is not None
+    at = _positions(piece.inside, pixels.device)
     size = recipe.batch // recipe.groups
     all_pixels, all_labels = (
         value.new_zeros(size, *value.shape[1:]).index_copy(0, at, value) for value in (pixels, labels)
     )
     mixed = mixed_batch(all_pixels, all_labels, recipe, piece=Piece(piece.groups, ()), **draws)
     return MixedBatch(*(value[at] for value in mixed))
+
+
+@cache  # making it anew would wait for a GPU at every step
+def _positions(inside: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(inside, device=device)
 
 
 def _draw_mix(

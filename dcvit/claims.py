@@ -158,7 +158,12 @@ def holder_of(folder: Path) -> Holder | None:
             return Holder(number=number, age=age, **_facts(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, TypeError, RecursionError):  # not written by us: only its age can be judged
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            RecursionError,
+        ):  # not written by us: only its age can be judged
             return Holder(
                 number=number,
                 host="an unknown machine",

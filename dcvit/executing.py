@@ -10,17 +10,19 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 import errno
 import json
+import os
 from pathlib import Path
 import signal
+import tempfile
 from threading import Event, Thread
 import traceback
 from typing import TYPE_CHECKING
 
-from dcvit import ledger
+from dcvit import ledger, pausing
 from dcvit.claims import Claim, Held, TakenOver, claim, holder_of
 from dcvit.errors import DataError, Diverged, EnvironmentProblem, Paused, RankLost, unwritable
 from dcvit.files import write_text
-from dcvit.runs import Outcome, Place, Run
+from dcvit.runs import Outcome, Place, Run, left
 from dcvit.stopping import ASKING, listening
 
 if TYPE_CHECKING:
@@ -52,7 +54,6 @@ def _in_this_process(run: Run, place: Place, observe: Observe, stopped: Stopped)
 
     from dcvit.processes import ALONE, joined
 
-    folder = place.folder_of(run)
     threads = torch.get_num_threads()
     try:
         device = _device(place)
@@ -60,24 +61,23 @@ def _in_this_process(run: Run, place: Place, observe: Observe, stopped: Stopped)
             # the bits of a result depend on the number of threads, and small networks gain nothing by more
             torch.set_num_threads(1)
         with joined(device) if place.is_member else nullcontext(ALONE) as world:
-            outcome = _claimed(run, place, device, observe, stopped, world)
+            return _claimed(run, place, device, observe, stopped, world)
+    except _EndedAlone as ended:
+        return ended.outcome
     except RankLost:
         raise  # for whoever started the processes: they can be started again
-    except (DataError, EnvironmentProblem) as error:
-        outcome = Outcome(problem=str(error), kind="environment")
-    except OSError as error:
-        if error.errno in HOPELESS:
-            outcome = Outcome(problem=str(unwritable(place.out, error)), kind="environment")
-        else:
-            outcome = _failed(error, folder)
+    except Exception as error:
+        return _ended_badly(error, place, place.folder_of(run))
     finally:
         torch.set_num_threads(threads)
-    if outcome.record is None and outcome.kind not in ("paused", "held"):
-        with suppress(OSError):  # the disk may be what went wrong
-            write_text(
-                folder / "outcome.json", json.dumps({"kind": outcome.kind, "problem": outcome.problem})
-            )
-    return outcome
+
+
+class _EndedAlone(Exception):
+    """One of several processes has ended a run by itself; the others may be waiting for its next word."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.problem)
+        self.outcome = outcome
 
 
 def _device(place: Place) -> "torch.device":
@@ -114,7 +114,10 @@ def _claimed(
     try:
         outcome = _fitted(run, place, device, observe, stopped, world, mine)
         finished = outcome.record is not None
-        world.any(False)  # nobody leaves while another one still writes
+        if outcome.kind in ("", "paused", "diverged"):
+            world.any(False)  # all come here; nobody leaves while another one still writes
+        elif world.size > 1:
+            raise _EndedAlone(outcome)
         return outcome
     finally:
         if mine is not None:
@@ -137,11 +140,14 @@ def _fitted(
     try:
         # another one may have finished it since this process was told to train it
         record = ledger.find(place.out, run.recipe, run.seed, place.source.fingerprint)
-        if record is not None:
+        if world.leads and record is None:
+            forget_end(folder)
+        if world.told(record is not None):
+            if record is None:
+                raise EnvironmentProblem(f"{folder} has a record that process {world.rank} does not see")
+            if world.leads:  # a kill between the writing of the record and their removal leaves states
+                pausing.forget(folder)
             return Outcome(record=record)
-        for stale in ("error.txt", "diverged.safetensors", "outcome.json"):  # of an earlier try
-            if world.leads:
-                (folder / stale).unlink(missing_ok=True)
         record = fit(
             run.recipe,
             run.seed,
@@ -164,23 +170,47 @@ def _fitted(
     except TakenOver as error:
         return Outcome(problem=str(error), kind="held")
     except Diverged as error:
-        return Outcome(problem=f"diverged: {error}", kind="diverged")
-    except (DataError, EnvironmentProblem, RankLost):
+        outcome = Outcome(problem=f"diverged: {error}", kind="diverged")
+        _leave(outcome, folder)
+        return outcome
+    except RankLost:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in HOPELESS:
-            raise
-        return _failed(error, folder, name=f"error{f'-{world.rank}' if world.rank else ''}.txt")
+        return _ended_badly(error, place, folder)
 
 
-def _failed(error: Exception, folder: Path, *, name: str = "error.txt") -> Outcome:
-    """The outcome of a run that raised something; the traceback goes into its folder."""
-    where = ""
+def _ended_badly(error: Exception, place: Place, folder: Path) -> Outcome:
+    """The outcome of a run that raised something, which is left in its folder, too."""
+    if isinstance(error, (DataError, EnvironmentProblem)):
+        outcome = Outcome(problem=str(error), kind="environment")
+    elif isinstance(error, OSError) and error.errno in HOPELESS:
+        outcome = Outcome(problem=str(unwritable(place.out, error)), kind="environment")
+    else:
+        where = ""
+        with suppress(OSError):  # the disk may be what went wrong
+            write_text(folder / "error.txt", traceback.format_exc())
+            where = f" (see {folder / 'error.txt'})"
+        first_line = (str(error).splitlines() or [""])[0]
+        outcome = Outcome(problem=f"{type(error).__name__}: {first_line}{where}", kind="failed")
+    _leave(outcome, folder)
+    return outcome
+
+
+# --- what a run leaves in its folder when it ends badly ------------------------------------
+
+
+def _leave(outcome: Outcome, folder: Path) -> None:
+    """Writes down how a run ended. Of several processes the first one's word counts: others fail because of it."""
+    path = folder / "outcome.json"
     with suppress(OSError):  # the disk may be what went wrong
-        write_text(folder / name, traceback.format_exc())
-        where = f" (see {folder / name})"
-    first_line = (str(error).splitlines() or [""])[0]
-    return Outcome(problem=f"{type(error).__name__}: {first_line}{where}", kind="failed")
+        if not path.exists():
+            write_text(path, json.dumps({"kind": outcome.kind, "problem": outcome.problem}))
+
+
+def forget_end(folder: Path) -> None:
+    """Removes what an earlier try left."""
+    for name in ("error.txt", "diverged.safetensors", "outcome.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 # --- several processes on this machine -----------------------------------------------------
@@ -188,23 +218,15 @@ def _failed(error: Exception, folder: Path, *, name: str = "error.txt") -> Outco
 
 def _watched(run: Run, place: Place, observe: Observe) -> Outcome:
     """Starts the processes of a run under torch's elastic agent, which starts them again when one of them dies."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     folder = place.folder_of(run)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=place.gpus_per_run,
-        run_id=run.id,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        max_restarts=RESTARTS,
-        monitor_interval=1.0,
-        start_method="spawn",
-        signals_to_handle=",".join(number.name for number in ASKING),
-    )
+    with suppress(OSError):  # whoever trains the run will say what is wrong with its folder
+        forget_end(folder)
+    # else processes that were started again would find the addresses of the dead
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     before = {number: signal.getsignal(number) for number in ASKING}
     done = Event()
     teller = Thread(target=_tell, args=(folder, observe, done), daemon=True)
@@ -212,15 +234,26 @@ def _watched(run: Run, place: Place, observe: Observe) -> Outcome:
     asked = None
     problem = ""
     try:
-        ended = elastic_launch(config, _member)(run, place)
+        with tempfile.TemporaryDirectory(prefix="dcvit-") as logs:
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=place.gpus_per_run,
+                run_id=run.id,
+                rdzv_backend="c10d",
+                rdzv_endpoint="127.0.0.1:0",
+                max_restarts=RESTARTS,
+                monitor_interval=1.0,
+                start_method="spawn",
+                signals_to_handle=",".join(number.name for number in ASKING),
+                logs_specs=DefaultLogsSpecs(log_dir=logs),
+            )
+            ended = elastic_launch(config, _member)(run, place)
         outcomes = [outcome for _, outcome in sorted(ended.items())]
-        bad = [outcome for outcome in outcomes if outcome.record is None]
-        if outcomes and not bad:
-            return outcomes[0]
-        if bad:
-            return bad[0]
+        return next((outcome for outcome in outcomes if outcome.record is None), outcomes[0])
     except ChildFailedError as error:
-        problem = f"{len(error.failures)} of its {place.gpus_per_run} processes died, the last time of {RESTARTS + 1}"
+        died = f"{len(error.failures)} of its {place.gpus_per_run} processes died, for the last time of {RESTARTS + 1}"
+        problem = f"{died}; see above"
     except SignalException as error:
         asked = error.sigval
     finally:
@@ -230,14 +263,26 @@ def _watched(run: Run, place: Place, observe: Observe) -> Outcome:
             signal.signal(number, handler)
     if asked is not None:
         signal.raise_signal(asked)  # whoever listens here hears it, too
-        return Outcome(problem=f"stopped by {signal.Signals(asked).name}; its state is saved", kind="paused")
-    return Outcome(problem=f"{problem}; see above", kind="failed")
+        problem = f"stopped by {signal.Signals(asked).name}; it goes on from its last saved state"
+        return left(folder) or Outcome(problem=problem, kind="paused")
+    return left(folder) or Outcome(problem=problem, kind="failed")
+
+
+class MemberFailed(RuntimeError):
+    """One of the processes of a run ended it; raised for the agent, which then stops the others."""
 
 
 def _member(run: Run, place: Place) -> Outcome:
-    """One of the processes of a run. The agent passes on every signal, also one that came twice."""
+    """One of the processes of a run. What ended it badly once would do so again, also for the others."""
+    folder = place.folder_of(run)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (found := left(folder)) is not None:
+        return found
+    # patient: the agent passes on every signal, also one that came here already
     with listening(patient=True) as stopped:
-        return _in_this_process(run, replace(place, is_member=True), lambda progress: None, stopped)
+        outcome = _in_this_process(run, replace(place, is_member=True), lambda progress: None, stopped)
+    if outcome.kind in ("failed", "environment"):
+        raise MemberFailed(outcome.problem)
+    return outcome
 
 
 def _tell(folder: Path, observe: Observe, done: Event) -> None:

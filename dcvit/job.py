@@ -9,10 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+from time import sleep
 from types import FrameType
 
-from dcvit.errors import OK, RESUMABLE
+from dcvit.errors import OK, RESUMABLE, RUN_FAILED
 
+RESTARTS = 3  # of a job of several tasks of which one died
+ASKS, PAUSE = 5, 10.0  # how often squeue is asked before it counts as having no answer, and seconds between
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -57,12 +60,15 @@ def _handling(tell: Callable[[int, FrameType | None], None]) -> Iterator[None]:
 def slurm_task(arguments: Sequence[str]) -> None:
     """A task of a Slurm job: runs the command; one whose state was saved is queued again by the first task.
 
+    So is, three times at most, one of several tasks of which one died: it goes on from the last state.
+
     Only a job that Slurm still counts as running is: one that was cancelled, or is being preempted by requeue,
     is Slurm's own affair. Ends the process with the command's exit code if that says that the run ended badly.
     """
     several = int(os.environ.get("SLURM_NTASKS", "1")) > 1
     code = run_command(arguments, environment=_rendezvous() if several else None)
-    if code == RESUMABLE:
+    again = int(os.environ.get("SLURM_RESTART_COUNT", "0")) < RESTARTS
+    if code == RESUMABLE or (several and again and (code == RUN_FAILED or code > 128)):
         if int(os.environ.get("SLURM_PROCID", "0")) == 0:
             _queue_again(_own_job())
         return  # all tasks of a job end well, else srun might kill the first one before it has asked
@@ -77,14 +83,21 @@ def _own_job() -> str:
 
 
 def _queue_again(job: str) -> None:
-    asked = subprocess.run(
-        ["squeue", "--noheader", "--jobs", job, "--format", "%T"], capture_output=True, text=True, check=False
-    )
+    for _ in range(ASKS):
+        asked = subprocess.run(
+            ["squeue", "--noheader", "--jobs", job, "--format", "%T"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if asked.returncode == 0:
+            break
+        sleep(PAUSE)  # a controller that is busy, or starts again
     state = asked.stdout.strip()
     if state != "RUNNING":
         print(f"job {job} is {state or 'gone'}: it is not queued again here", flush=True)
         return
-    print(f"the run's state is saved; job {job} queues itself again", flush=True)
+    print(f"job {job} queues itself again and goes on from the last state", flush=True)
     subprocess.run(["scontrol", "requeue", job], check=True)
 
 

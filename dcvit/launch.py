@@ -108,7 +108,12 @@ def make_all(
         if state_of(place.folder_of(run)) == "held":
             return
         elsewhere.remove(run)
-        record = ledger.find(place.out, run.recipe, run.seed, place.source.fingerprint)
+        try:
+            record = ledger.find(place.out, run.recipe, run.seed, place.source.fingerprint)
+        except ledger.UnusableRecord as error:
+            waiting.remove(run)
+            end(run, Outcome(problem=str(error), kind="failed"))
+            return
         if record is not None:
             waiting.remove(run)
             end(run, Outcome(record=record))

@@ -5,15 +5,14 @@ from pathlib import Path
 import sys
 from time import time
 
-from dcvit import patch_probe, sources
+from dcvit import patch_probe
 from dcvit.baselines import batch_warnings
 from dcvit.launch import make_all
 from dcvit.ledger import Record, UnusableRecord
 from dcvit.planning import cores
 from dcvit.recipe import Recipe
-from dcvit.runs import Outcome, Place, Run, estimated
+from dcvit.runs import Outcome, Place, Run, check_images, estimated
 from dcvit.schedules import updates_per_epoch
-from dcvit.sources import Source
 from dcvit.stopping import listening
 from dcvit.tables import Cell
 from dcvit.telling import say as say
@@ -34,8 +33,11 @@ def make(
     source = place.source
     check_images(runs, source)
     gpus = free_gpus() if device.type == "cuda" and device.index is None else ()
-    at_once = (len(gpus) if device.type == "cuda" else cores()) // place.gpus_per_run
-    side_by_side = min(len(runs), jobs or max(at_once, 1))
+    many = place.gpus_per_run
+    if 0 < len(gpus) < many:
+        raise ValueError(f"--gpus-per-run {many}: {len(gpus)} GPUs are free here. Ask for at most so many")
+    at_once = max((len(gpus) if device.type == "cuda" else cores()) // many, 1)
+    side_by_side = min(len(runs), jobs or at_once, *([at_once] if many > 1 and gpus else []))
     say(
         f"runs to do: {len(runs)}, on {device.type}, {side_by_side} at a time; records go to {place.out}. "
         "This can be stopped and called again"
@@ -55,17 +57,6 @@ def make(
             stopped=stopped,
             gpus=gpus,
         )
-
-
-def check_images(runs: Sequence[Run], source: Source) -> None:
-    """Decodes the images of a folder once; all runs of a call use the same ones. DataError names what fails."""
-    if source.root:
-        recipe = runs[0].recipe
-        used = (
-            *sources.subset(source.train, recipe.train_images),
-            *sources.subset(source.val, recipe.test_images),
-        )
-        sources.check_readable(source, used)
 
 
 def probe_patches(

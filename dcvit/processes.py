@@ -21,6 +21,10 @@ from dcvit.errors import EnvironmentProblem, RankLost
 
 TIMEOUT = 600.0  # seconds that a process may be silent
 ASKED = 20.0  # seconds in which all must answer when it is asked who is missing
+MEETING = 3600.0  # seconds to wait for process 0, which may have a million images to check first
+
+# in what gloo and NCCL say of a process that is gone; they have no exception of their own for it
+LOST = ("gloo", "NCCL", "onnection", "timeout", "imed out")
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class World:
         except RankLost:
             raise
         except RuntimeError as error:
-            if self.size > 1 and any(word in str(error) for word in ("gloo", "NCCL", "onnection")):
+            if self.size > 1 and any(word in str(error) for word in LOST):
                 raise self._lost(error) from error
             raise
 
@@ -127,22 +131,39 @@ def joined(device: torch.device) -> Iterator[World]:
         yield ALONE
         return
     rank, size, _ = given
+    gpu = device.type == "cuda"
     timeout = timedelta(seconds=float(os.environ.get("DCVIT_TIMEOUT", TIMEOUT)))
+    # NCCL ends a process that waits too long: not before the hosts have found out whom it waits for
+    longer = timeout + timedelta(seconds=3 * ASKED)
     try:
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            "nccl" if gpu else "gloo",
+            store=_store(rank, size),
             rank=rank,
             world_size=size,
-            timeout=timeout,
-            device_id=device if device.type == "cuda" else None,
+            timeout=longer if gpu else timeout,
+            device_id=device if gpu else None,
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, KeyError) as error:
         raise EnvironmentProblem(
             f"process {rank} of {size} can't reach the others (MASTER_ADDR={os.environ.get('MASTER_ADDR')}, "
             f"MASTER_PORT={os.environ.get('MASTER_PORT')}): {str(error).splitlines()[0]}"
         ) from error
-    try:
-        hosts, questions = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
-        yield World(rank, size, hosts, questions)
-    finally:
-        dist.destroy_process_group()
+    hosts, questions = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
+    yield World(rank, size, hosts, questions)
+    # not after an exception: the others may be in the middle of a word, and this process ends anyway
+    dist.destroy_process_group()
+
+
+def _store(rank: int, size: int) -> dist.Store:
+    """Where the processes find each other; processes that were started again do not find the dead."""
+    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        size,
+        is_master=rank == 0 and not by_agent,
+        timeout=timedelta(seconds=MEETING),
+        multi_tenant=True,
+    )
+    return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -5,6 +5,8 @@ goes on from what the run's folder holds. Nothing is kept in Ray: when this proc
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+import os
 from typing import Any
 
 from dcvit.errors import RESUMABLE, EnvironmentProblem
@@ -26,6 +28,13 @@ def _task(arguments: Sequence[str], before: int) -> int:
     return code
 
 
+def _code(ray: Any, ended: Any) -> str:
+    try:
+        return f"exit code {ray.get(ended)}"
+    except ray.exceptions.RayError as error:
+        return str(error)
+
+
 def make(
     runs: Sequence[Run], place: Place, how: How, *, address: str | None, jobs: int | None, watcher: Watcher
 ) -> dict[Run, Outcome]:
@@ -36,11 +45,12 @@ def make(
         raise EnvironmentProblem(
             "--executor ray needs the package ray: python -m pip install 'dcvit[ray]'"
         ) from error
+    address = address or os.environ.get("RAY_ADDRESS")
     try:
         ray.init(address=address, log_to_driver=False, num_cpus=None if address else jobs)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise EnvironmentProblem(
-            f"no Ray cluster at {address or 'RAY_ADDRESS'}: {error}. `ray start --head` starts one"
+            f"no Ray cluster at {address or 'this machine'}: {error}. `ray start --head` starts one"
         ) from error
     on_gpu = ray.cluster_resources().get("GPU", 0) > 0 and how.device != "cpu"
     gpus = how.gpus_per_run if on_gpu else 0
@@ -54,7 +64,10 @@ def make(
             (ended,), _ = ray.wait(list(left), num_returns=1)
             run = left[ended]
             folder = place.folder_of(run)
-            outcomes[run] = outcome_of(run, place, standings(place.out, [folder])[folder])
+            stands = standings(place.out, [folder])[folder]
+            if stands.state == "to do":  # it failed before it could say so in its folder
+                stands = replace(stands, state="failed", note=f"its command ended with {_code(ray, ended)}")
+            outcomes[run] = outcome_of(run, place, stands)
             watcher.ended(run, outcomes[run])
     finally:
         ray.shutdown()

@@ -9,6 +9,7 @@ from time import time
 from typing import Any
 
 from dcvit import published, sources
+from dcvit.claims import state_of
 from dcvit.errors import (
     DATA_OR_ENVIRONMENT,
     DIVERGED,
@@ -139,7 +140,7 @@ def _reproduce(tables: Sequence[Table], arguments: argparse.Namespace) -> int:
         scores = published.read_scores(replaced, source, out, test_images=arguments.test_images)
     missing = [run for run in runs if run not in records]
     for run in missing:
-        if run in unusable:
+        if run in unusable and run in finished([run], place)[1] and state_of(place.folder_of(run)) != "held":
             aside = move_aside(place.folder_of(run))
             print(f"{unusable[run]}. Its folder is now {aside}; the run is made again.", file=sys.stderr)
     if not missing:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dcvit import ledger, pausing
 from dcvit.cost import Took, calibrated_seconds
 from dcvit.recipe import Recipe, run_id
-from dcvit.sources import Source
+from dcvit.sources import Source, check_readable, subset
 
 if TYPE_CHECKING:
     from dcvit.training import Progress
@@ -123,6 +124,28 @@ def estimated(run: Run, records: Mapping[Run, ledger.Record], *, images: int, gp
         for done, record in records.items()
     ]
     return calibrated_seconds(run.recipe, took, images=images, gpu=gpu, cores=cores)
+
+
+def check_images(runs: Sequence[Run], source: Source) -> None:
+    """Decodes the images of a folder once; all runs of a call use the same ones. DataError names what fails."""
+    if source.root:
+        recipe = runs[0].recipe
+        used = (
+            *subset(source.train, recipe.train_images),
+            *subset(source.val, recipe.test_images),
+        )
+        check_readable(source, used)
+
+
+def left(folder: Path) -> Outcome | None:
+    """How the last try of the run in a folder ended, if it ended badly and could say so."""
+    try:
+        facts = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
+        return Outcome(problem=str(facts["problem"]), kind=facts["kind"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return Outcome(problem=f"{folder / 'outcome.json'} can't be read ({error})", kind="failed")
 
 
 def course_of(run: Run, place: Place) -> pausing.Course | None:

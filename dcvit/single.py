@@ -18,9 +18,8 @@ from dcvit.errors import (
 )
 from dcvit.executing import execute
 from dcvit.launch import make_all
-from dcvit.making import check_images
 from dcvit.options import add_data, add_device, add_how, at_least_one, not_negative
-from dcvit.runs import Outcome, Place, Run, all_runs, finished
+from dcvit.runs import Outcome, Place, Run, all_runs, check_images, finished
 from dcvit.scale import SCALES
 from dcvit.setting import of_source
 from dcvit.stopping import listening
@@ -127,6 +126,6 @@ def _said(run: Run, outcome: Outcome, *, aloud: bool) -> int:
     if outcome.record is not None:
         if aloud:
             print(f"run {run.id} has its record: top-1 {outcome.record.last['top1']:.2f} %", flush=True)
-    elif aloud:
+    elif aloud or outcome.kind in ("failed", "environment"):  # which may be this process's own
         print(f"error: {outcome.problem}", file=sys.stderr)
     return CODES[outcome.kind]

@@ -125,11 +125,10 @@ def _parameters(options: Mapping[str, Any]) -> dict[str, Any]:
     """What submitit calls the options; what it has no name for goes to sbatch as it is."""
     named = dict(options)
     more = {"reservation": named.pop("reservation")} if "reservation" in named else {}
-    return {
-        "time": None,
-        **named,
-        "additional_parameters": {"requeue": True, **more},
-    }  # no time: the partition's
+    no_time = {"time": None}  # submitit's default is 5 minutes, None leaves it to the partition
+    # a task that ends badly ends the others, which may be waiting for it
+    together = {"srun_args": ["--kill-on-bad-exit=1"]}
+    return {**no_time, **named, **together, "additional_parameters": {"requeue": True, **more}}
 
 
 def _last_words(error: Exception) -> str:

@@ -96,7 +96,5 @@ def _absolute(data: str | None) -> str | None:
 
 
 def shell_lines(runs: Iterable[Run], how: How) -> list[str]:
-    """One line for a shell for each run, in the order given; several GPUs are one process each, by torchrun."""
-    several = how.gpus_per_run > 1
-    start = ["torchrun", "--standalone", "--nproc-per-node", str(how.gpus_per_run)] if several else ["python"]
-    return [shlex.join([*start, *arguments_of(run, how)]) for run in runs]
+    """One line for a shell for each run, in the order given; for several GPUs it starts a process each itself."""
+    return [shlex.join(["python", *arguments_of(run, how)]) for run in runs]

@@ -22,7 +22,7 @@ from dcvit import claims, ledger, pausing, queueing
 from dcvit.claims import Holder
 from dcvit.errors import OK, DataError
 from dcvit.queueing import Job, Submitted
-from dcvit.runs import Outcome, Place, Run
+from dcvit.runs import Outcome, Place, Run, left
 
 State = Literal["done", "running", "queued", "failed", "diverged", "lost", "paused", "unknown", "to do"]
 NEEDS_A_WORD = ("failed", "diverged", "lost")  # what was submitted and ended so is not started again unasked
@@ -63,7 +63,7 @@ def _state(
         if job.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED"):
             return "queued", job.reason
         return "running", _silence(holder) or ("starting" if job.state == "RUNNING" else job.state.lower())
-    if (outcome := _outcome(folder)) is not None:
+    if (outcome := left(folder)) is not None:
         return ("diverged" if outcome.kind == "diverged" else "failed"), outcome.problem
     saved = pausing.find(folder) is not None
     if entry is not None:
@@ -93,17 +93,6 @@ def _progress(holder: Holder) -> str:
     return ", ".join([*words, str(holder)])
 
 
-def _outcome(folder: Path) -> Outcome | None:
-    """How the last try ended, if it ended badly and could say so."""
-    try:
-        facts = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
-        return Outcome(problem=str(facts["problem"]), kind=facts["kind"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError) as error:
-        return Outcome(problem=f"{folder / 'outcome.json'} can't be read ({error})", kind="failed")
-
-
 def outcome_of(run: Run, place: Place, stands: Standing) -> Outcome:
     """How a run ended, as its folder says; for one that is lost, how to start it again."""
     folder = place.folder_of(run)
@@ -112,7 +101,7 @@ def outcome_of(run: Run, place: Place, stands: Standing) -> Outcome:
             return Outcome(record=ledger.find(place.out, run.recipe, run.seed, place.source.fingerprint))
         except ledger.UnusableRecord as error:
             return Outcome(problem=str(error), kind="failed")
-    if stands.state in ("failed", "diverged") and (found := _outcome(folder)) is not None:
+    if stands.state in ("failed", "diverged") and (found := left(folder)) is not None:
         where = f" (see {stands.log})" if stands.log else ""
         return Outcome(problem=found.problem + where, kind=found.kind)
     where = f" (log: {stands.log})" if stands.log else ""

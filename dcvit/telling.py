@@ -1,4 +1,4 @@
-"""What is said while runs are made: a log that can't be written (a full disk, a terminal that went) costs no run. No torch."""
+"""What is said while runs are made: a log that can't be written (a full disk, say) costs no run. No torch."""
 
 import atexit
 from collections.abc import Iterator
@@ -31,7 +31,9 @@ def dropped(stream: int = 1) -> Iterator[None]:
             _failed.add(stream)
             atexit.register(_emptied, stream)
             if stream == 1:
-                note(f"what is printed can't be written ({error.strerror or error}) and is dropped. The runs go on")
+                note(
+                    f"what is printed can't be written ({error.strerror or error}) and is dropped. The runs go on"
+                )
 
 
 def _emptied(stream: int) -> None:

@@ -351,6 +351,8 @@ class _Training:
             seconds=perf_counter() - self.begun,
         )
         if world.leads:
+            if self.orders.claim is not None:
+                self.orders.claim.require()  # large weights take a while
             ledger.write(folder, record)
             pausing.forget(folder)
         return record
@@ -393,10 +395,12 @@ def _begin(
         epoch_seconds=0.0,
     )
     course, best_weights = gone_on(folder, state, fresh, allow_changes=allow_changes)
-    if world.told(course.update) != course.update:
+    if world.any(
+        world.told([course.update, len(course.evolution)]) != [course.update, len(course.evolution)]
+    ):
         raise ValueError(
-            f"process {world.rank} would go on from update {course.update}, process 0 from another one: do all "
-            f"see the same {folder}?"
+            f"process {world.rank} would go on from update {course.update}, another one from elsewhere: do all see "
+            f"the same {folder}?"
         )
     keeper = Keeper(folder, state, world.leads, save_every, orders.claim, best_weights)
     return _Training(

@@ -1,8 +1,19 @@
-"""What holds for every test: the same Hypothesis examples in every run, and one thread."""
+"""What holds for every test: the same Hypothesis examples in every run, one thread, and no hours unasked."""
+
+import os
 
 from hypothesis import settings
+import pytest
 import torch
 
 settings.register_profile("dcvit", deadline=None, derandomize=True)
 settings.load_profile("dcvit")
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Skips what is marked `long`, unless DCVIT_LONG=1 asks for it."""
+    if os.environ.get("DCVIT_LONG") != "1":
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: tox -e faults-long"))

@@ -103,7 +103,9 @@ def test_what_went_wrong_before_is_forgotten_when_it_is_tried_again(place, monke
 
 
 @pytest.mark.parametrize(
-    "error", [error for error, _ in KINDS] + [Paused("paused"), RankLost("lost"), KeyboardInterrupt()], ids=repr
+    "error",
+    [error for error, _ in KINDS] + [Paused("paused"), RankLost("lost"), KeyboardInterrupt()],
+    ids=repr,
 )
 def test_however_it_ends_the_claim_is_released(error, place, monkeypatch):
     raising(monkeypatch, error)

@@ -55,7 +55,11 @@ def state():
 
 def fresh_state(seed=1):
     state = begin_state(tiny(), seed, torch.device("cpu"))
-    state.tally = Tally.empty(state.device)
+    empty = Tally.empty(state.device)
+    parts = {
+        name: torch.clone(value) for name, value in vars(empty).items() if isinstance(value, torch.Tensor)
+    }
+    state.tally = replace(empty, **parts)
     return state
 
 

@@ -52,7 +52,7 @@ NO_TORCH = {
         *("scale", "setting", "tables"),
     },
     "runs": {"cost", "ledger", "pausing", "recipe", "sources"},
-    "executing": {"claims", "errors", "files", "ledger", "runs", "stopping"},
+    "executing": {"claims", "errors", "files", "ledger", "pausing", "runs", "stopping"},
     "launch": {"claims", "cost", "executing", "ledger", "runs", "stopping"},
     "display": {"runs", "telling"},
     "doctor": {"errors", "provenance", "sources"},
@@ -95,11 +95,11 @@ NO_TORCH = {
         *("sources", "stopping", "tables", "telling"),
     },
     "single": {
-        *("errors", "executing", "launch", "making", "options", "runs", "scale", "setting", "sources"),
+        *("errors", "executing", "launch", "options", "runs", "scale", "setting", "sources"),
         *("stopping", "tables"),
     },
     "reproducing": {
-        *("errors", "facts", "files", "gather", "launch", "ledger", "making", "options", "pages", "planning"),
+        *("claims", "errors", "facts", "files", "gather", "launch", "ledger", "making", "options", "pages", "planning"),
         *("published", "runs", "scores", "setting", "sources", "starting", "status", "tables", "verdicts"),
     },
     "commands": {"checking", "errors", "options", "planning", "published", "scores", "sources"},

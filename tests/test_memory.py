@@ -90,5 +90,5 @@ def test_a_run_that_lacks_memory_fails_with_these_words(backbone, tmp_path, monk
 
 
 def test_the_words_name_the_batch_of_the_recipe():
-    with pytest.raises(OutOfMemory, match="batch 77 "), out_of_memory(replace(DEIT_T, batch=77), CPU):
+    with pytest.raises(OutOfMemory, match="batch 76 "), out_of_memory(replace(DEIT_T, batch=76), CPU):
         raise torch.OutOfMemoryError("no")

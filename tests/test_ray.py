@@ -4,6 +4,7 @@
 """
 
 from contextlib import suppress
+from functools import cache
 import os
 from pathlib import Path
 import shutil
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 from time import monotonic, sleep
+from uuid import uuid4
 
 import pytest
 
@@ -66,37 +68,50 @@ def kill_all(namespace):
                 os.kill(int(number), signal.SIGKILL)
 
 
+@cache
+def secured():
+    """Of every process here: a token of this test's own, whatever Ray has left in the home folder of who runs it.
+
+    Ray wants it to be the same on all nodes: a head that finds a token there asks for it, a node that joins does not.
+    """
+    return {**environment(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid4().hex}
+
+
 @pytest.fixture
 def cluster(namespaces, tmp_path_factory):
     """Ray on both, with one processor each."""
     ray = Path(sys.executable).with_name("ray")
     common = ("--num-cpus=1", "--block", "--disable-usage-stats", "--object-store-memory=100000000")
-    temporary = Path("/tmp") / tmp_path_factory.getbasetemp().name  # a socket's path must be short
+    temporary = Path("/tmp") / f"dcvit-ray-{os.getpid()}"  # a socket's path must be short
     starts = {
         HEAD: ("--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={temporary}"),
         OTHER: (f"--address={ADDRESS}",),
     }
-    processes = []
-    for name, own in starts.items():
-        log = open(tmp_path_factory.mktemp(name) / "log", "wb")  # noqa: SIM115 - it is the process's
-        words = inside(name, sys.executable, ray, "start", f"--node-ip-address={NODES[name]}", *own, *common)
-        processes.append(subprocess.Popen(words, env=environment(), stdout=log, stderr=log))
-        log.close()
-        sleep(5)
     check = f"import ray; ray.init(address={ADDRESS!r}, log_to_driver=False); print(ray.cluster_resources()['CPU'])"
-    until(
-        lambda: said(inside(HEAD, *python("-c", check))).strip() == "2.0", "the nodes did not find each other"
-    )
-    yield
-    for name in NODES:
-        kill_all(name)
-    for process in processes:
-        process.wait(PATIENCE)
-    shutil.rmtree(temporary, ignore_errors=True)
+    processes = []
+    try:
+        for name, own in starts.items():
+            words = inside(
+                name, sys.executable, ray, "start", f"--node-ip-address={NODES[name]}", *own, *common
+            )
+            with open(tmp_path_factory.mktemp(name) / "log", "wb") as log:
+                processes.append(subprocess.Popen(words, env=secured(), stdout=log, stderr=log))
+            sleep(5)
+        until(
+            lambda: said(inside(HEAD, *python("-c", check))).strip() == "2.0",
+            "the nodes did not find each other",
+        )
+        yield
+    finally:
+        for name in NODES:
+            kill_all(name)
+        for process in processes:
+            process.wait(PATIENCE)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def said(command):
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False).stdout
+    return subprocess.run(command, env=secured(), capture_output=True, text=True, check=False).stdout
 
 
 def until(condition, problem):
@@ -127,7 +142,7 @@ def test_runs_go_on_elsewhere_when_their_node_dies(cluster, tmp_path):
     words = python("-m", *TABLE, *options, out, "--executor", "ray", "--ray-address", ADDRESS)
     with open(tmp_path / "printed", "wb") as printed:
         driver = subprocess.Popen(
-            inside(HEAD, *words), env=environment(), cwd=ROOT, stdout=printed, stderr=printed
+            inside(HEAD, *words), env=secured(), cwd=ROOT, stdout=printed, stderr=printed
         )
     until(lambda: len(held(out)) == 2, "the runs did not begin on both nodes")
     assert len({claims.holder_of(folder).pid for folder in held(out)}) == 2

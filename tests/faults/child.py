@@ -17,12 +17,13 @@ from time import sleep
 
 import torch
 
-from dcvit import executing, keeping, launch, pausing, step, training
+from dcvit import executing, keeping, launch, pausing, processes, step, training
 from dcvit.executing import execute
 from dcvit.launch import make_all
 from dcvit.provenance import provenance
 from dcvit.recipe import Augmentation, DynamicAlpha, PatchErasing
 from dcvit.runs import Place, Run, Watcher
+from dcvit.stopping import listening
 from tests.helpers import ROOT, tiny
 
 torch.set_num_threads(1)
@@ -115,11 +116,19 @@ def trains_paced(run, place, pace, beats=None, answer=None):
     trains(run, place, pace=pace, beats=beats, answer=answer)
 
 
+def trains_listening(run, place, pace, ready):
+    """Trains one run as the commands do: signals are heard. `ready` is there as soon as they are."""
+    careful(pace=pace)
+    with listening() as stopped:
+        Path(ready).touch()
+        execute(run, replace(place, save_every=0.0), lambda progress: None, stopped)
+
+
 def makes_paced(runs, place, pace, beats, answer):
     """Makes all of some runs."""
     careful(pace=pace, beats=beats)
     launch.POLL = 0.05
-    outcomes = make_all(runs, place, jobs=1, watcher=Watcher())
+    outcomes = make_all(runs, replace(place, save_every=0.0), jobs=1, watcher=Watcher())
     tell(answer, {run.id: outcome.record is not None for run, outcome in outcomes.items()})
 
 
@@ -246,6 +255,26 @@ ORIGINAL_MEMBER = executing._member
 FATAL = 4  # the update at which something happens
 
 
+def logged(log, target, *arguments):
+    """Calls `target`; what it and its children print goes into a file."""
+    with open(log, "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    target(*arguments)
+
+
+def calm_member(run, place):
+    """One of two processes to which nothing happens."""
+    careful()
+    return ORIGINAL_MEMBER(run, place)
+
+
+def slow_member(run, place):
+    """One of two processes whose updates take a while."""
+    careful(pace=0.1)
+    return ORIGINAL_MEMBER(run, place)
+
+
 def dying_member(run, place):
     """The second process kills itself, the first time that it comes to an update."""
     _at_update(lambda: os.kill(os.getpid(), signal.SIGKILL), place, rank=1)
@@ -254,8 +283,20 @@ def dying_member(run, place):
 
 def hanging_member(run, place):
     """The second process sleeps for ever from an update on, the first time that it comes there."""
+    processes.ASKED = 3.0
+    _at_update(_sleep_until_told, place, rank=1)
+    return ORIGINAL_MEMBER(run, place)
+
+
+def stubborn_member(run, place):
+    """The same, and no signal but SIGKILL wakes it: so it is with one that is stuck in a driver."""
     _at_update(lambda: sleep(3600), place, rank=1)
     return ORIGINAL_MEMBER(run, place)
+
+
+def _sleep_until_told():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sleep(3600)
 
 
 def _at_update(happens, place, *, rank):
@@ -270,3 +311,27 @@ def _at_update(happens, place, *, rank):
         original(state, *rest, **options)
 
     training.train_step = eventful
+
+
+def works_and_dies(pipe, place):
+    """What a process of `dcvit.launch` does; one that trains the run that `victim` names is killed after an epoch."""
+    careful()
+    original = training.train_step
+    work, execute_ = launch_work, launch.execute
+
+    def executes(run, *rest):
+        mark = place.out / "victim"
+
+        def deadly(*arguments, **options):
+            if options["update"] == 3 and mark.exists() and mark.read_text() == run.id:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(*arguments, **options)
+
+        training.train_step = deadly
+        return execute_(run, *rest)
+
+    launch.execute = executes
+    work(pipe, place)
+
+
+launch_work = launch._work

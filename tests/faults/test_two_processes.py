@@ -106,7 +106,7 @@ def test_eight_processes_claim_a_run_in_turn_though_some_are_killed(tmp_path):
     assert codes[0] >= 1
     numbers = [int(line.split()[1]) for line in (tmp_path / "log").read_text().splitlines()]
     assert numbers == list(range(1, len(numbers) + 1)), "every claim was held once, one after the other"
-    assert len(numbers) >= 100
+    assert len(numbers) >= 50
     assert monotonic() - begin < 60, "dead holders on this machine are not waited for"
     claim(tmp_path / "run").release(finished=True)
     assert os.listdir(tmp_path / "run") == []

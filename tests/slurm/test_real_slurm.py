@@ -120,9 +120,8 @@ def hurry(job):
 def assert_saved_when_told(driver, name):
     """The log of the only run says so, in this order."""
     log = Path(driver.entry().log).read_text()
-    told, saved, queued = (
-        log.find(words) for words in (f"told to stop by {name}", "its state is saved", "queues itself")
-    )
+    words = (f"told to stop by {name}", "its state is saved", "queues itself again")
+    told, saved, queued = map(log.find, words)
     assert 0 <= told < saved < queued, log
 
 
@@ -235,15 +234,11 @@ def test_two_tasks_train_one_run(tmp_path, drive):
     driver = drive(*several)
     job, _ = driver.began()
     by_signal(job)
-    hurry(job)
-    assert driver.end() == OK, driver.printed
+    local = command(tmp_path / "local", *several)
+    with subprocess.Popen(local, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL) as beside:
+        hurry(job)
+        assert driver.end() == OK, driver.printed
+        assert beside.wait(PATIENCE) == OK
     assert_saved_when_told(driver, "SIGUSR2")
     assert facts_of(job)["NumTasks"] == "2"
-    subprocess.run(
-        command(tmp_path / "local", *several),
-        env=environment(),
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
     assert records(tmp_path) == records(tmp_path / "local")
