@@ -13,6 +13,7 @@ import json
 import os
 from pathlib import Path
 import signal
+import sys
 import tempfile
 from threading import Event, Thread
 import traceback
@@ -20,7 +21,15 @@ from typing import TYPE_CHECKING
 
 from dcvit import ledger, pausing
 from dcvit.claims import Claim, Held, TakenOver, claim, holder_of
-from dcvit.errors import DataError, Diverged, EnvironmentProblem, Paused, RankLost, unwritable
+from dcvit.errors import (
+    RESUMABLE,
+    DataError,
+    Diverged,
+    EnvironmentProblem,
+    Paused,
+    RankLost,
+    unwritable,
+)
 from dcvit.files import write_text
 from dcvit.runs import Outcome, Place, Run, left
 from dcvit.stopping import ASKING, listening
@@ -63,6 +72,10 @@ def _in_this_process(run: Run, place: Place, observe: Observe, stopped: Stopped)
         with joined(device) if place.is_member else nullcontext(ALONE) as world:
             return _claimed(run, place, device, observe, stopped, world)
     except _EndedAlone as ended:
+        if (
+            ended.outcome.kind == "held"
+        ):  # taken over; started again they will all hear that somebody is at it
+            raise RankLost(ended.outcome.problem) from ended
         return ended.outcome
     except RankLost:
         raise  # for whoever started the processes: they can be started again
@@ -280,8 +293,13 @@ def _member(run: Run, place: Place) -> Outcome:
     # patient: the agent passes on every signal, also one that came here already
     with listening(patient=True) as stopped:
         outcome = _in_this_process(run, replace(place, is_member=True), lambda progress: None, stopped)
+        asked = stopped()
     if outcome.kind in ("failed", "environment"):
         raise MemberFailed(outcome.problem)
+    if (
+        asked
+    ):  # one that returns would wait for the agent, which waits for the processes that it has told to stop
+        sys.exit(RESUMABLE)
     return outcome
 
 

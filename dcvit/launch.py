@@ -235,7 +235,9 @@ def _side_by_side(
                     worker.process.join()
                     workers.remove(worker)
                     code = worker.process.exitcode
-                    end(run, Outcome(problem=f"its process ended with code {code}, see above", kind="failed"))
+                    early = told and code == -signal.SIGTERM  # it had not begun to listen
+                    why = "stopped" if early else f"its process ended with code {code}, see above"
+                    end(run, Outcome(problem=why, kind="stopped" if early else "failed"))
                     continue
                 if isinstance(message, Outcome):
                     worker.run = None

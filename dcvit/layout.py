@@ -51,7 +51,11 @@ def possible_processes(recipe: Recipe, *, most: int = 64) -> list[int]:
     >>> possible_processes(DEIT_T, most=10)
     [1, 2, 4, 8]
     """
-    return [count for count in range(1, min(most, recipe.batch) + 1) if _divides(recipe, count)]
+
+    def possible(count: int) -> bool:
+        return any(_divides(recipe, count * passes) for passes in range(1, recipe.batch // count + 1))
+
+    return [count for count in range(1, min(most, recipe.batch) + 1) if possible(count)]
 
 
 def smallest_piece(recipe: Recipe) -> int:

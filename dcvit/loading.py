@@ -86,6 +86,8 @@ def _loader(dataset: Dataset, *, list_of_keys: Iterator[list[Any]], workers: int
         pin_memory=pinned,
         generator=stream(0, "workers"),  # unused by us, but else drawn from the global one
         worker_init_fn=_undisturbed,
+        # also in a process that was itself spawned, where torch would have to pickle what it loads
+        multiprocessing_context="fork" if workers else None,
     )
 
 

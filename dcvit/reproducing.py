@@ -31,6 +31,7 @@ from dcvit.ledger import Record, UnusableRecord, move_aside
 from dcvit.making import make, probe_patches, say
 from dcvit.options import cluster_problem, table_parser
 from dcvit.pages import render, summary
+from dcvit.pausing import forget
 from dcvit.planning import Plan, cores, estimate, plan_as_json, print_plan, run_names
 from dcvit.runs import Outcome, Place, Run, all_runs, finished
 from dcvit.scores import Score
@@ -138,6 +139,8 @@ def _reproduce(tables: Sequence[Table], arguments: argparse.Namespace) -> int:
     if lacking := published.to_evaluate(scores, wanted):
         published.evaluate(lacking, place, test_images=arguments.test_images)
         scores = published.read_scores(replaced, source, out, test_images=arguments.test_images)
+    for run in records:  # a kill between the writing of a record and their removal leaves states
+        forget(place.folder_of(run))
     missing = [run for run in runs if run not in records]
     for run in missing:
         if run in unusable and run in finished([run], place)[1] and state_of(place.folder_of(run)) != "held":

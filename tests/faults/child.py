@@ -239,7 +239,8 @@ def watched(run, place, member, environment, answer):
     os.environ.update(environment)
     executing._member = member
     begin = time.monotonic()
-    outcome = execute(run, place, lambda progress: None)
+    with listening() as stopped:
+        outcome = execute(run, place, lambda progress: None, stopped)
     tell(
         answer,
         {
