@@ -9,10 +9,10 @@ import sys
 
 from dcvit import single, status
 from dcvit.commands import Command, add_to
+from dcvit.ending import complain, guarded
 from dcvit.errors import DATA_OR_ENVIRONMENT, OK, DataError
 from dcvit.gather import belonging, find_run, of_images, read_all, results_of, setting_of
 from dcvit.options import add_data, add_device, at_least_one, not_negative
-from dcvit.reproducing import complain, guarded
 from dcvit.tables import Results, Table
 
 

@@ -6,28 +6,16 @@ import json
 from pathlib import Path
 import sys
 from time import time
-from typing import Any
 
 from dcvit import published, sources
 from dcvit.claims import state_of
-from dcvit.errors import (
-    DATA_OR_ENVIRONMENT,
-    DIVERGED,
-    NOT_REPRODUCED,
-    OK,
-    RESUMABLE,
-    RUN_FAILED,
-    USAGE,
-    DataError,
-    EnvironmentProblem,
-    RankLost,
-    unwritable,
-)
+from dcvit.ending import complain, exit_code, guarded
+from dcvit.errors import NOT_REPRODUCED, OK, DataError, unwritable
 from dcvit.facts import as_json
 from dcvit.files import write_text
 from dcvit.gather import patch_probes
 from dcvit.launch import LATER
-from dcvit.ledger import Record, UnusableRecord, move_aside
+from dcvit.ledger import Record, move_aside
 from dcvit.making import make, probe_patches, say
 from dcvit.options import cluster_problem, table_parser
 from dcvit.pages import render, summary
@@ -54,28 +42,6 @@ def reproduce(*tables: Table, argv: Sequence[str] | None = None) -> int:
     if problem := cluster_problem(arguments):
         parser.error(problem)
     return guarded(lambda: _reproduce(tables, arguments), out=_out(arguments))
-
-
-def guarded(command: Any, *, out: Path) -> int:
-    """The exit code of a command; what a user can do something about is said in one line."""
-    try:
-        return int(command())
-    except (DataError, EnvironmentProblem, UnusableRecord) as error:
-        return complain(error, DATA_OR_ENVIRONMENT)
-    except OSError as error:
-        return complain(unwritable(out, error), DATA_OR_ENVIRONMENT)
-    except RankLost as error:
-        return complain(error, RUN_FAILED)
-    except ValueError as error:
-        return complain(error, USAGE)
-    except KeyboardInterrupt:
-        return complain("stopped; finished runs keep their records, the same command goes on from there", 130)
-
-
-def complain(problem: Any, code: int) -> int:
-    """Says what is wrong and returns the code."""
-    print(f"error: {problem}", file=sys.stderr)
-    return code
 
 
 def _reproduce(tables: Sequence[Table], arguments: argparse.Namespace) -> int:
@@ -164,7 +130,7 @@ def _reproduce(tables: Sequence[Table], arguments: argparse.Namespace) -> int:
         _write(table, ended, out)
         disappointing += [f"{table.name}: {what}" for what in judge(table, ended).disappointing]
     queued = arguments.executor == "slurm"
-    code = _exit_code(list(outcomes.values()), unprobed=len(unprobed), late=late, queued=queued)
+    code = exit_code(list(outcomes.values()), unprobed=len(unprobed), late=late, queued=queued)
     if code == OK and arguments.strict and disappointing:
         return complain("not reproduced: " + "; ".join(disappointing), NOT_REPRODUCED)
     return code
@@ -235,47 +201,6 @@ def _write(table: Table, results: Results, out: Path) -> None:
     write_text(facts, json.dumps(as_json(table, results), indent=1) + "\n")
     say(summary(table, results))
     say(f"\nEvery cell, what was assumed and what the scale changes: {page} and {facts}\n")
-
-
-# --- how it ended --------------------------------------------------------------------------
-
-
-def _exit_code(outcomes: Sequence[Outcome], *, unprobed: int, late: int, queued: bool = False) -> int:
-    """The code, after saying what it is about: `unprobed` patch probes failed, `late` were not begun in time.
-
-    With `queued`, what is not finished is in a queue and goes on by itself.
-    """
-    failed = [outcome for outcome in outcomes if outcome.record is None and outcome.kind not in LATER]
-    later = [outcome for outcome in outcomes if outcome.kind in LATER]
-    if hopeless := [outcome for outcome in failed if outcome.kind == "environment"]:
-        return complain(hopeless[0].problem, DATA_OR_ENVIRONMENT)
-    if failed or unprobed:
-        return _failed(failed, unprobed, hint="see above" if queued else "the same command tries again")
-    if not later and not late:
-        return OK
-    if queued and later:
-        return complain(f"{len(later)} runs are not finished; the same command picks them up", RESUMABLE)
-    if not late and all(outcome.kind == "postponed" for outcome in outcomes):
-        # nothing was done, and the same call would do nothing again
-        return complain(f"{later[0].problem}. Give more --minutes", USAGE)
-    paused = sum(outcome.kind == "paused" for outcome in later)
-    why = "stopped" if any(outcome.kind == "stopped" for outcome in later) else "stopped, or out of time"
-    return complain(
-        f"{why}: {paused} runs saved in the middle, {len(later) - paused} not begun, {late} not probed; "
-        "the same command goes on",
-        RESUMABLE,
-    )
-
-
-def _failed(failed: Sequence[Outcome], unprobed: int, *, hint: str) -> int:
-    own = [outcome for outcome in failed if not outcome.problem.startswith("not started")]
-    count = len(failed) + unprobed
-    many = f"{count} run{'s' if count > 1 else ''}"
-    if not unprobed and all(outcome.kind == "diverged" for outcome in own):
-        return complain(
-            f"{many} without a record: what diverged would do so again; change the recipe", DIVERGED
-        )
-    return complain(f"{many} failed; {hint}", RUN_FAILED)
 
 
 # --- what the arguments mean ---------------------------------------------------------------

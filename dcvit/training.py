@@ -6,11 +6,10 @@ stop, or whose time is up, saves its state, and the next call goes on from there
 does a call after a kill, from the last state that was saved on the way.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-import sys
 from time import perf_counter, time
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,21 +19,21 @@ from torch import Tensor
 
 from dcvit import ledger, pausing
 from dcvit.augmentation import global_generators_kept
-from dcvit.checkpoint import load_weights, save_weights
+from dcvit.checkpoint import save_weights
 from dcvit.claims import Claim
 from dcvit.datasets import pictures
-from dcvit.devices import Precision, best_precision, describe, flushed_denormals
+from dcvit.devices import Precision, best_precision, flushed_denormals
 from dcvit.errors import Diverged, Paused
 from dcvit.evaluating import Accuracy, StillImages, evaluate_together
 from dcvit.keeping import Keeper, clean, gone_on
-from dcvit.layout import Piece, pieces_of, splits_groups
+from dcvit.layout import Piece, pieces_of
 from dcvit.loading import training_batches
 from dcvit.looking import look, look_epochs, sample_of
 from dcvit.memory import fitting, out_of_memory
+from dcvit.origin import division_of, environment_of, maker_of, note_statistics, pretrained_weights
 from dcvit.pausing import Course
 from dcvit.processes import ALONE, World
-from dcvit.provenance import provenance
-from dcvit.recipe import Recipe, ResNet, as_data, run_id
+from dcvit.recipe import Recipe, as_data, run_id
 from dcvit.schedules import learning_rate, updates_per_epoch
 from dcvit.sources import Source
 from dcvit.step import (
@@ -104,7 +103,7 @@ def fit(
             recipe, processes=world.size, at_most=at_most or fitting(recipe, device, world.size)
         )
         if world.leads:
-            _note_statistics(recipe, pieces[0])
+            note_statistics(recipe, pieces[0])
         training = _begin(
             recipe,
             seed,
@@ -334,12 +333,12 @@ class _Training:
                 "train_images": self.train_images,
                 "test_images": self.test_set.images,
             },
-            environment={
-                **provenance(),
-                **describe(self.device, self.precision),
-                **_division(world, self.pieces),
-                **({"changes": list(course.changes)} if course.changes else {}),
-            },
+            environment=environment_of(
+                self.device,
+                self.precision,
+                division=division_of(world, self.pieces),
+                changes=list(course.changes),
+            ),
             parameters=sum(parameter.numel() for parameter in self.state.model.parameters()),
             samples_seen=recipe.epochs * self.updates * recipe.batch,
             last={"top1": accuracy.top1, "top5": accuracy.top5},
@@ -381,11 +380,13 @@ def _begin(
     train, test = pictures(data, "train", recipe), pictures(data, "val", recipe)
     updates = updates_per_epoch(len(train), recipe)
     precision = best_precision(device)
-    state = begin_state(recipe, seed, device, weights=_pretrained(recipe, seed, data, out), world=world)
+    state = begin_state(
+        recipe, seed, device, weights=pretrained_weights(recipe, seed, data, out), world=world
+    )
     state.tally = Tally.empty(device)
     probe = recipe.difficulty_probe
     fresh = Course(
-        maker=_maker(recipe, seed, data, out, device, precision, division=_division(world, pieces)),
+        maker=maker_of(recipe, seed, data, out, device, precision, division=division_of(world, pieces)),
         update=0,
         updates=recipe.epochs * updates,
         evolution=[],
@@ -434,56 +435,3 @@ def _begin(
         epoch_begun=begun - course.epoch_seconds,
         done=course.update,
     )
-
-
-def _pretrained(recipe: Recipe, seed: int, data: Source, out: Path) -> dict[str, Tensor] | None:
-    if recipe.pretrained is None:
-        return None
-    if ledger.find(out, recipe.pretrained, seed, data.fingerprint) is None:
-        raise ValueError(
-            f"run {run_id(recipe, seed)} starts from the weights of run {run_id(recipe.pretrained, seed)}, "
-            f"which has no record in {out}: train that one first"
-        )
-    return load_weights(ledger.checked_weights(out, recipe.pretrained, seed, data.fingerprint))
-
-
-def _note_statistics(recipe: Recipe, pieces: list[Piece]) -> None:
-    """Says where batch statistics are those of fewer images than the official code's."""
-    if isinstance(recipe.backbone, ResNet) and splits_groups(pieces):
-        print(
-            f"note: batch statistics are those of {len(pieces[0])} images each, the recipe's are of "
-            f"{recipe.batch // recipe.groups}: the numbers will differ. At most {recipe.groups} processes and no "
-            "--micro-batch below that keep them",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def _division(world: World, pieces: list[Piece]) -> dict[str, int]:
-    """How batches were divided: sums over other divisions are rounded differently."""
-    return {"processes": world.size, "pieces": len(pieces)}
-
-
-def _maker(
-    recipe: Recipe,
-    seed: int,
-    data: Source,
-    out: Path,
-    device: torch.device,
-    precision: Precision,
-    *,
-    division: Mapping[str, int],
-) -> dict[str, Any]:
-    """All that the numbers of a run may depend on, so that none are made by two of them unnoticed."""
-    made_with = provenance()
-    base = recipe.pretrained and ledger.find(out, recipe.pretrained, seed, data.fingerprint)
-    return {
-        "run": run_id(recipe, seed),
-        "images": data.fingerprint,
-        "weights": base.weights["last.safetensors"] if base else None,
-        "code": pausing.code_digest(),
-        "python": made_with["python"],
-        **made_with["versions"],
-        **describe(device, precision),
-        **division,
-    }

@@ -98,25 +98,14 @@ NO_TORCH = {
         *("errors", "executing", "launch", "options", "runs", "scale", "setting", "sources"),
         *("stopping", "tables"),
     },
+    "ending": {"errors", "executing", "launch", "ledger", "runs"},
     "reproducing": {
-        *(
-            "claims",
-            "errors",
-            "facts",
-            "files",
-            "gather",
-            "launch",
-            "ledger",
-            "making",
-            "options",
-            "pages",
-            "planning",
-        ),
-        *("pausing", "published", "runs", "scores", "setting", "sources", "starting", "status", "tables"),
-        "verdicts",
+        *("claims", "ending", "errors", "facts", "files", "gather", "launch", "ledger", "making", "options"),
+        *("pages", "pausing", "planning", "published", "runs", "scores", "setting", "sources", "starting"),
+        *("status", "tables", "verdicts"),
     },
     "commands": {"checking", "errors", "options", "planning", "published", "scores", "sources"},
-    "cli": {"commands", "errors", "gather", "options", "reproducing", "single", "status", "tables"},
+    "cli": {"commands", "ending", "errors", "gather", "options", "reproducing", "single", "status", "tables"},
 }
 TORCH = {
     "attention": set(),
@@ -154,10 +143,14 @@ TORCH = {
         *("batch", "checkpoint", "devices", "difficulty", "layout", "loading", "losses", "models"),
         *("processes", "recipe", "rng", "schedules"),
     },
+    "origin": {
+        *("checkpoint", "devices", "layout", "ledger", "pausing", "processes", "provenance", "recipe"),
+        "sources",
+    },
     "keeping": {"checkpoint", "claims", "errors", "files", "pausing", "step", "telling"},
     "training": {
         *("augmentation", "checkpoint", "claims", "datasets", "devices", "errors", "evaluating", "keeping"),
-        *("layout", "ledger", "loading", "looking", "memory", "pausing", "processes", "provenance"),
+        *("layout", "ledger", "loading", "looking", "memory", "origin", "pausing", "processes"),
         *("recipe", "schedules", "sources", "step"),
     },
     "trained": {

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import pytest
 import torch
 
-from dcvit import checkpoint, ledger, pausing, step, training
+from dcvit import checkpoint, ledger, origin, pausing, step, training
 from dcvit.checkpoint import load_state, save_state
 from dcvit.errors import Diverged, EnvironmentProblem, Paused
 from dcvit.pausing import Course, UnusableState
@@ -405,17 +405,17 @@ def changed(request, source, tmp_path, monkeypatch):
     """A state that was saved when one thing was another; its file, and what is said of it."""
     name, facts, digest, describe = (
         request.param,
-        training.provenance(),
+        origin.provenance(),
         pausing.code_digest(),
-        training.describe,
+        origin.describe,
     )
     old = "bfloat16" if name == "precision" else "0.0.1"
     with monkeypatch.context() as patch:
         versions = {**facts["versions"], **({name: old} if name in facts["versions"] else {})}
-        patch.setattr(training, "provenance", lambda: {**facts, "versions": versions})
+        patch.setattr(origin, "provenance", lambda: {**facts, "versions": versions})
         patch.setattr(pausing, "code_digest", lambda: old if name == "code" else digest)
         if name == "precision":
-            patch.setattr(training, "describe", lambda *rest: {**describe(*rest), name: old})
+            patch.setattr(origin, "describe", lambda *rest: {**describe(*rest), name: old})
         path = pause(tiny(), source, tmp_path)
     now = {**facts["versions"], "code": digest, "precision": "float32"}[name]
     return path, f"{name} {old} (now {now})"
@@ -443,10 +443,10 @@ def test_where_that_is_allowed_it_goes_on_and_the_record_says_so(
 
 def test_a_change_is_remembered_over_further_pauses(source, tmp_path, monkeypatch, read_every):
     read_every(2)
-    original = training.describe
+    original = origin.describe
     for threads in (7, 8):
         with monkeypatch.context() as patch:
-            patch.setattr(training, "describe", lambda *rest, n=threads: {**original(*rest), "threads": n})
+            patch.setattr(origin, "describe", lambda *rest, n=threads: {**original(*rest), "threads": n})
             pause(tiny(), source, tmp_path)
     record = fit(tiny(), 0, source, tmp_path, CPU)
     assert record.environment["changes"] == [

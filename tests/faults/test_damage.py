@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from dcvit import claims, datasets, keeping, launch, ledger, pausing, sources, step, training
+from dcvit import claims, datasets, keeping, launch, ledger, origin, pausing, sources, step, training
 from dcvit.claims import claim, state_of
 from dcvit.errors import Paused
 from dcvit.executing import execute
@@ -295,10 +295,10 @@ def test_a_folder_that_is_moved_between_stop_and_go_makes_no_difference(place, e
 def test_other_versions_are_refused_unless_allowed_and_then_noted(
     package, place, expected, monkeypatch, capsys
 ):
-    facts = training.provenance()
+    facts = origin.provenance()
     old = {**facts, "versions": {**facts["versions"], package: "0.0.1"}}
     with monkeypatch.context() as patch:
-        patch.setattr(training, "provenance", lambda: old)
+        patch.setattr(origin, "provenance", lambda: old)
         stop_after(2, place)
     now = facts["versions"][package]
     made = counted(monkeypatch)
