@@ -128,8 +128,9 @@ def without_times(record):
 
 @cache
 def environment():
-    """Of a child process that finds the checkout, and has one thread."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    """Of a child process that finds the checkout, has one thread, and knows of no images."""
+    inherited = {name: value for name, value in os.environ.items() if name != "DCVIT_DATA"}
+    return {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
 
 
 def python(*arguments):
