@@ -1,6 +1,7 @@
 """What holds for every test: the same Hypothesis examples in every run, one thread, and no hours unasked."""
 
 import os
+import signal
 
 from hypothesis import settings
 import pytest
@@ -8,6 +9,9 @@ import torch
 
 settings.register_profile("dcvit", deadline=None, derandomize=True)
 settings.load_profile("dcvit")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # of what a script started in the background, which no child of it would hear either
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 
 
