@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dcvit.cost import FULL, HALF, activation_bytes, estimated_seconds, parameters, state_bytes
+from dcvit.pausing import KEPT
 from dcvit.recipe import Recipe
 
 RECORD_BYTES = 230_000  # of 300 epochs and 50,000 test images, as JSON
-STATES_KEPT = 2  # of a run that is under way
 ENDLESS = 10**9  # cores: the GPU never waits for an image
 
 
@@ -19,7 +19,7 @@ def finished_bytes(recipe: Recipe) -> float:
     return FULL * parameters(recipe) * (2 + (recipe.ema_decay is not None)) + RECORD_BYTES
 
 
-def saved_bytes(recipe: Recipe, *, kept: int = STATES_KEPT) -> float:
+def saved_bytes(recipe: Recipe, *, kept: int = KEPT) -> float:
     """Bytes of the saved states of a run under way: weights, two moments, best weights, and the average if any."""
     return kept * FULL * parameters(recipe) * (4 + (recipe.ema_decay is not None))
 

@@ -61,17 +61,6 @@ class StillImages:
 
 def evaluate(
     model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    device: torch.device,
-    precision: Precision,
-) -> Accuracy:
-    """The accuracy of a model on batches of uint8 images; leaves the model in evaluation mode."""
-    return _accuracy(_hits(model, batches, device=device, precision=precision))
-
-
-def evaluate_together(
-    model: nn.Module,
     test: StillImages,
     batches: Iterable[Batch],
     *,
@@ -79,9 +68,10 @@ def evaluate_together(
     precision: Precision,
     world: World,
 ) -> Accuracy:
-    """The same by several processes, each of which gives the `batches` of its share of the test images.
+    """The accuracy of a model on the test images, of which each process gives the `batches` of its share.
 
-    Every image counts once; all processes get the accuracy of all of them.
+    Every image counts once, and all processes get the accuracy of all of them. Leaves the model in
+    evaluation mode.
     """
     right_2N = torch.zeros(2, test.images, dtype=torch.uint8, device=device)
     if test.share:
@@ -92,7 +82,8 @@ def evaluate_together(
         for _ in batches:  # whoever watches them wants all to come
             pass
     world.sum(right_2N).wait()
-    return _accuracy(right_2N.bool())
+    top1, top5 = right_2N.bool().cpu()
+    return Accuracy(percent(top1), percent(top5), top1)
 
 
 @torch.inference_mode()
@@ -108,8 +99,3 @@ def _hits(
             logits = model(normalise(pixels))
         found.append(torch.stack(hits(logits.float(), labels)))
     return torch.cat(found, dim=1)
-
-
-def _accuracy(right_2N: Tensor) -> Accuracy:
-    top1, top5 = right_2N.cpu()
-    return Accuracy(percent(top1), percent(top5), top1)

@@ -66,19 +66,29 @@ def training_batches(
             for images, views in zip(*mine, strict=True):
                 yield [(epoch, image, view) for image, view in zip(images, views, strict=True)]
 
-    yield from _loader(_Views(pictures, recipe, seed), list_of_keys=keys(), workers=workers, pinned=pinned)
+    yield from loader(_Views(pictures, recipe, seed), list_of_keys=keys(), workers=workers, pinned=pinned)
 
 
 def evaluation_batches(
     pictures: Pictures, recipe: Recipe, *, workers: int = 0, pinned: bool = False
 ) -> Iterator[Batch]:
     """The test images in order, in batches of the recipe's size; the last may be smaller."""
-    starts = range(0, len(pictures), recipe.batch)
-    keys = (list(range(start, min(start + recipe.batch, len(pictures)))) for start in starts)
-    yield from _loader(_EvaluationViews(pictures, recipe), list_of_keys=keys, workers=workers, pinned=pinned)
+    keys = in_order(len(pictures), recipe.batch)
+    yield from loader(_EvaluationViews(pictures, recipe), list_of_keys=keys, workers=workers, pinned=pinned)
 
 
-def _loader(dataset: Dataset, *, list_of_keys: Iterator[list[Any]], workers: int, pinned: bool) -> DataLoader:
+def in_order(images: int, batch: int) -> Iterator[list[int]]:
+    """The indices of all images, so many at a time; the last may be fewer.
+
+    >>> list(in_order(5, 2))
+    [[0, 1], [2, 3], [4]]
+    """
+    indices = list(range(images))
+    return (indices[start : start + batch] for start in range(0, images, batch))
+
+
+def loader(dataset: Dataset, *, list_of_keys: Iterator[list[Any]], workers: int, pinned: bool) -> DataLoader:
+    """Batches of the items with these keys, made by loading processes or here; no global generator is touched."""
     return DataLoader(
         dataset,
         batch_sampler=list_of_keys,

@@ -9,12 +9,11 @@ from typing import Any
 from timm.data import create_transform, resolve_data_config
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dcvit.batch import IMAGENET_MEAN, IMAGENET_STD
 from dcvit.datasets import Pictures
-from dcvit.loading import Batch
-from dcvit.rng import stream
+from dcvit.loading import Batch, in_order, loader
 from dcvit.scores import Protocol, ProtocolName
 
 BATCH = 64
@@ -76,9 +75,6 @@ class _Views(Dataset):
             crop_mode=protocol.mode,
         )
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def __getitem__(self, index: int) -> Any:
         return self.transform(self.images.open(index)), int(self.images.labels[index])
 
@@ -87,13 +83,8 @@ def protocol_batches(
     images: Pictures, protocol: Protocol, *, batch: int = BATCH, workers: int = 0, pinned: bool = False
 ) -> Iterator[Batch]:
     """All test images in order, uint8, as the protocol has them."""
-    yield from DataLoader(
-        _Views(images, protocol),
-        batch_size=batch,
-        num_workers=workers,
-        pin_memory=pinned,
-        generator=stream(0, "workers"),  # unused by us, but else drawn from the global one
-    )
+    keys = in_order(len(images), batch)
+    yield from loader(_Views(images, protocol), list_of_keys=keys, workers=workers, pinned=pinned)
 
 
 def normaliser(protocol: Protocol, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -108,7 +108,8 @@ def _reproduce(tables: Sequence[Table], arguments: argparse.Namespace) -> int:
     for run in records:  # a kill between the writing of a record and their removal leaves states
         forget(place.folder_of(run))
     missing = [run for run in runs if run not in records]
-    still = finished(all_runs(twins.values(), seeds), place)[1]  # another command may be making them again
+    # another command may be making them again
+    still = finished(all_runs(twins.values(), seeds), place)[1] if unusable else {}
     for run in missing:
         if run in unusable and run in still and state_of(place.folder_of(run)) != "held":
             aside = move_aside(place.folder_of(run))

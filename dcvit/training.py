@@ -24,7 +24,7 @@ from dcvit.claims import Claim
 from dcvit.datasets import pictures
 from dcvit.devices import Precision, best_precision, flushed_denormals
 from dcvit.errors import Diverged, Paused
-from dcvit.evaluating import Accuracy, StillImages, evaluate_together
+from dcvit.evaluating import Accuracy, StillImages, evaluate
 from dcvit.keeping import Keeper, clean, gone_on
 from dcvit.layout import Piece, pieces_of
 from dcvit.loading import training_batches
@@ -97,12 +97,11 @@ def fit(
     not there; TakenOver when another process has the run.
     """
     with global_generators_kept(device), flushed_denormals(), out_of_memory(recipe, device):
-        if world.leads:
-            clean(ledger.folder_of(out, recipe, seed, data.fingerprint))
         pieces = pieces_of(
             recipe, processes=world.size, at_most=at_most or fitting(recipe, device, world.size)
         )
         if world.leads:
+            clean(ledger.folder_of(out, recipe, seed, data.fingerprint))
             note_statistics(recipe, pieces[0])
         training = _begin(
             recipe,
@@ -212,7 +211,7 @@ class _Training:
         """Tests the model, and writes the epoch down."""
         recipe, course, state = self.recipe, self.course, self.state
         last = self.done - 1
-        accuracy = evaluate_together(
+        accuracy = evaluate(
             state.model,
             self.test_set,
             self._watched(self.test_set),

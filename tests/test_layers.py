@@ -27,7 +27,7 @@ NO_TORCH = {
     "assimilation": {"recipe"},
     "baselines": {"recipe"},
     "cost": {"recipe"},
-    "budget": {"cost", "recipe"},
+    "budget": {"cost", "pausing", "recipe"},
     "scale": {"recipe"},
     "schedules": {"errors", "recipe"},
     "ledger": {"files", "recipe"},
@@ -160,7 +160,7 @@ TORCH = {
         *("attention", "batch", "datasets", "devices", "errors", "files", "ledger", "loading", "metrics"),
         *("patch_probe", "provenance", "recipe", "rng", "sources", "trained"),
     },
-    "protocols": {"batch", "datasets", "loading", "rng", "scores"},
+    "protocols": {"batch", "datasets", "loading", "scores"},
     "scoring": {
         *("datasets", "devices", "errors", "loading", "metrics", "probing", "protocols", "provenance"),
         *("published", "recipe", "scores", "sources", "trained", "wnids"),

@@ -195,7 +195,7 @@ def test_the_state_of_an_epochs_end_is_from_before_the_test_images_are_looked_at
 
     for update in (3, 6):
         with monkeypatch.context() as patch:
-            patch.setattr(training, "evaluate_together", killed)
+            patch.setattr(training, "evaluate", killed)
             with pytest.raises(KeyboardInterrupt):
                 fit(tiny(), 0, source, tmp_path, CPU)
         course = pausing.read_course(pausing.find(folder_of(tmp_path, tiny(), source)))

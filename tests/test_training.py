@@ -228,14 +228,14 @@ def test_the_best_weights_are_those_of_the_first_best_epoch(source, tmp_path):
     epoch = record.best["epoch"]
     assert epoch < 4, "choose another seed: best and last would be the same"
     states = []
-    original = training.evaluate_together
+    original = training.evaluate
 
     def evaluate(model, *rest, **options):
         states.append(copied(model.state_dict()))
         return original(model, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "evaluate_together", evaluate)
+        patch.setattr(training, "evaluate", evaluate)
         fit(recipe, 0, source, tmp_path / "again", CPU)
     assert_same(weights_of(tmp_path, recipe, source, "best"), states[epoch - 1])
     assert_same(weights_of(tmp_path, recipe, source, "last"), states[-1])

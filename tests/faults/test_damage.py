@@ -326,7 +326,7 @@ def test_other_versions_are_refused_unless_allowed_and_then_noted(
 def test_a_signal_during_evaluation_saves_the_state_and_looks_at_all_images_again(
     epoch, number, place, expected, monkeypatch
 ):
-    original, calls = training.evaluate_together, []
+    original, calls = training.evaluate, []
 
     def disturbed(model, test, batches, **options):
         def one_by_one():
@@ -339,7 +339,7 @@ def test_a_signal_during_evaluation_saves_the_state_and_looks_at_all_images_agai
         return original(model, test, one_by_one(), **options)
 
     with monkeypatch.context() as patch, listening() as stopped:
-        patch.setattr(training, "evaluate_together", disturbed)
+        patch.setattr(training, "evaluate", disturbed)
         outcome = train(place, stopped=stopped)
     assert outcome.kind == "paused"
     assert f"paused after {3 * epoch} of 6 updates ({number.name})" in outcome.problem
