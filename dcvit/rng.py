@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 import hashlib
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,17 @@ def stream(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -
     True
     """
     return torch.Generator(device).manual_seed(stream_seed(seed, *purpose))
+
+
+def host_stream(seed: int, *purpose: str | int) -> np.random.Generator:
+    """The same for what the host must know: which operation an image gets, where it is cropped.
+
+    numpy's values are never on a device, so reading them waits for none.
+
+    >>> float(host_stream(0, "crop", 3).random()) == float(host_stream(0, "crop", 3).random())
+    True
+    """
+    return np.random.Generator(np.random.PCG64(stream_seed(seed, *purpose)))
 
 
 def seed_global(device: torch.device, seed: int, *purpose: str | int) -> None:
