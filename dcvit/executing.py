@@ -176,6 +176,8 @@ def _fitted(
             save_every=place.save_every,
             allow_changes=place.allow_changes,
             claim=mine,
+            feed=place.feed,
+            compiling=place.compiling,
         )
         return Outcome(record=record)
     except Paused as error:

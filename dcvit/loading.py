@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from dcvit.augmentation import evaluation_transform, seed_transform, training_transform
 from dcvit.datasets import Pictures
+from dcvit.feed import Feed
 from dcvit.recipe import Recipe
 from dcvit.rng import stream
 from dcvit.schedules import updates_per_epoch
 
+CPU = torch.device("cpu")
 Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W), int64 (B,)
 
 
@@ -53,6 +55,8 @@ def training_batches(
     workers: int = 0,
     pinned: bool = False,
     positions: Sequence[int] | None = None,
+    feed: Feed = Feed(),
+    device: torch.device = CPU,
 ) -> Iterator[Batch]:
     """All batches of a run from update number `start` on, epoch after epoch; of each the samples at `positions`."""
     at = slice(None) if positions is None else list(positions)

@@ -11,6 +11,7 @@ from torch import Tensor
 from dcvit import ledger, pausing
 from dcvit.checkpoint import load_weights
 from dcvit.devices import Precision, describe
+from dcvit.feed import Compiling, Feed
 from dcvit.layout import Piece, splits_groups
 from dcvit.processes import World
 from dcvit.provenance import provenance
@@ -47,6 +48,12 @@ def division_of(world: World, pieces: list[Piece]) -> dict[str, int]:
     return {"processes": world.size, "pieces": len(pieces)}
 
 
+def manner_of(feed: Feed, compiling: Compiling, device: torch.device) -> dict[str, Any]:
+    """How images were loaded and the step was compiled: other ways round differently, or draw from other streams."""
+    compiled = {"compiled": compiling} if device.type == "cuda" else {}
+    return {**feed.described(device.type), **compiled}
+
+
 def maker_of(
     recipe: Recipe,
     seed: int,
@@ -56,6 +63,7 @@ def maker_of(
     precision: Precision,
     *,
     division: Mapping[str, int],
+    manner: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All that the numbers of a run may depend on, so that none are made by two of them unnoticed."""
     made_with = provenance()
@@ -69,16 +77,23 @@ def maker_of(
         **made_with["versions"],
         **describe(device, precision),
         **division,
+        **manner,
     }
 
 
 def environment_of(
-    device: torch.device, precision: Precision, *, division: Mapping[str, int], changes: list[str]
+    device: torch.device,
+    precision: Precision,
+    *,
+    division: Mapping[str, int],
+    manner: Mapping[str, Any],
+    changes: list[str],
 ) -> dict[str, Any]:
-    """What a record says of how it was made: versions, code, device, division, and what changed on the way."""
+    """What a record says of how it was made: versions, code, device, division, manner, and changes on the way."""
     return {
         **provenance(),
         **describe(device, precision),
         **division,
+        **manner,
         **({"changes": changes} if changes else {}),
     }

@@ -1,13 +1,14 @@
 """Which runs there are, what is known of each, and how it can end. No torch."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dcvit import ledger, pausing
 from dcvit.cost import Took, calibrated_seconds
+from dcvit.feed import Compiling, Feed
 from dcvit.recipe import Recipe, run_id
 from dcvit.sources import Source, check_readable, subset
 
@@ -52,7 +53,7 @@ class Place:
     source: Source
     out: Path
     device: str | None  # None: a GPU if there is one
-    workers: int  # loading processes of a run
+    workers: int  # of a run, that load: processes, or threads where the device augments
     deadline: float | None = None  # as time.time() has it
     gpus_per_run: int = 1  # processes of a run; on a CPU, too
     is_member: bool = False  # this process is one of them, and its environment says which
@@ -60,6 +61,8 @@ class Place:
     micro_batch: int | None = None  # images that go through the network at once; None: what fits
     save_every: float = 600.0  # seconds between two states
     allow_changes: bool = False  # a run may go on with other versions
+    feed: Feed = field(default_factory=Feed)
+    compiling: Compiling = "default"  # of the step, on a GPU
 
     def folder_of(self, run: Run) -> Path:
         """Where a run's record and weights belong."""

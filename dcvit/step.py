@@ -22,6 +22,7 @@ from dcvit.batch import mixed_batch
 from dcvit.checkpoint import copied, starting_with
 from dcvit.devices import Precision, autocast, prepare
 from dcvit.difficulty import HISTOGRAM_BINS, count_by_difficulty, dynamic_alpha, top_score_histogram
+from dcvit.feed import Compiling
 from dcvit.layout import Piece, pieces_of
 from dcvit.loading import Batch
 from dcvit.losses import Loss, two_label_loss
@@ -101,6 +102,7 @@ def begin_state(
     *,
     weights: dict[str, Tensor] | None = None,
     world: World = ALONE,
+    compiling: Compiling = "default",
 ) -> State:
     """The state before the first update: fresh weights of this seed, or the given ones, resized to fit."""
     seed_global(torch.device("cpu"), seed, "weights")
@@ -116,7 +118,7 @@ def begin_state(
     forward = parallel or model
     return State(
         model=model,
-        forward=torch.compile(forward, dynamic=False) if device.type == "cuda" else forward,
+        forward=_compiled(forward, compiling) if device.type == "cuda" else forward,
         parallel=parallel,
         optimizer=torch.optim.AdamW(
             decay_groups(model, recipe), lr=0.0, betas=recipe.betas, eps=recipe.eps, fused=True
@@ -136,6 +138,15 @@ def begin_state(
         first_bad=torch.full((), NEVER, device=device),
         norms=torch.zeros(2 * READ_EVERY, device=device),
     )
+
+
+def _compiled(forward: Callable[[Tensor], Tensor], compiling: Compiling) -> Callable[[Tensor], Tensor]:
+    """What runs on a GPU; with graphs, kernels of a whole pass are launched at once, which small networks gain by."""
+    if compiling == "off":
+        return forward
+    mode = "reduce-overhead" if compiling == "graphs" else None
+    compiled: Callable[[Tensor], Tensor] = torch.compile(forward, dynamic=False, mode=mode)
+    return compiled
 
 
 def _parallel(model: nn.Module) -> DistributedDataParallel:

@@ -25,12 +25,20 @@ from dcvit.datasets import pictures
 from dcvit.devices import Precision, best_precision, flushed_denormals
 from dcvit.errors import Diverged, Paused
 from dcvit.evaluating import Accuracy, StillImages, evaluate
+from dcvit.feed import Compiling, Feed
 from dcvit.keeping import Keeper, clean, gone_on
 from dcvit.layout import Piece, pieces_of
 from dcvit.loading import training_batches
 from dcvit.looking import look, look_epochs, sample_of
 from dcvit.memory import fitting, out_of_memory
-from dcvit.origin import division_of, environment_of, maker_of, note_statistics, pretrained_weights
+from dcvit.origin import (
+    division_of,
+    environment_of,
+    maker_of,
+    manner_of,
+    note_statistics,
+    pretrained_weights,
+)
 from dcvit.pausing import Course
 from dcvit.processes import ALONE, World
 from dcvit.recipe import Recipe, as_data, run_id
@@ -81,6 +89,8 @@ def fit(
     save_every: float = SAVE_EVERY,
     allow_changes: bool = False,
     claim: Claim | None = None,
+    feed: Feed = Feed(),
+    compiling: Compiling = "default",
 ) -> ledger.Record:
     """Trains one run and writes its record and weights into its folder below `out`.
 
@@ -114,6 +124,8 @@ def fit(
             pieces=pieces[world.rank],
             save_every=save_every,
             allow_changes=allow_changes,
+            feed=feed,
+            compiling=compiling,
         )
         with world.talking():
             return training.to_the_end()
@@ -144,6 +156,7 @@ class _Training:
     recipe: Recipe
     seed: int
     data: Source
+    manner: dict[str, Any]  # of loading and compiling, as the record names it
     folder: Path
     device: torch.device
     precision: Precision
@@ -336,6 +349,7 @@ class _Training:
                 self.device,
                 self.precision,
                 division=division_of(world, self.pieces),
+                manner=self.manner,
                 changes=list(course.changes),
             ),
             parameters=sum(parameter.numel() for parameter in self.state.model.parameters()),
@@ -371,6 +385,8 @@ def _begin(
     pieces: list[Piece],
     save_every: float,
     allow_changes: bool,
+    feed: Feed,
+    compiling: Compiling,
 ) -> _Training:
     """The run, fresh or where its last state left it."""
     started, begun = datetime.now(timezone.utc), perf_counter()
@@ -379,13 +395,21 @@ def _begin(
     train, test = pictures(data, "train", recipe), pictures(data, "val", recipe)
     updates = updates_per_epoch(len(train), recipe)
     precision = best_precision(device)
+    manner = manner_of(feed, compiling, device)
     state = begin_state(
-        recipe, seed, device, weights=pretrained_weights(recipe, seed, data, out), world=world
+        recipe,
+        seed,
+        device,
+        weights=pretrained_weights(recipe, seed, data, out),
+        world=world,
+        compiling=compiling,
     )
     state.tally = Tally.empty(device)
     probe = recipe.difficulty_probe
     fresh = Course(
-        maker=maker_of(recipe, seed, data, out, device, precision, division=division_of(world, pieces)),
+        maker=maker_of(
+            recipe, seed, data, out, device, precision, division=division_of(world, pieces), manner=manner
+        ),
         update=0,
         updates=recipe.epochs * updates,
         evolution=[],
@@ -407,6 +431,7 @@ def _begin(
         recipe=recipe,
         seed=seed,
         data=data,
+        manner=manner,
         folder=folder,
         device=device,
         precision=precision,
@@ -424,6 +449,8 @@ def _begin(
             workers=workers,
             pinned=device.type == "cuda",
             positions=[position for piece in pieces for position in piece.positions],
+            feed=feed,
+            device=device,
         ),
         train_images=len(train),
         test_set=StillImages(test, recipe, workers=workers, device=device, world=world),

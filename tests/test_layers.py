@@ -14,6 +14,7 @@ from tests.helpers import ROOT, environment, python
 # Module -> the dcvit modules that it may import when it is imported. A new module must be added here.
 NO_TORCH = {
     "errors": set(),
+    "feed": set(),
     "files": set(),
     "pausing": {"errors"},
     "claims": {"files"},
@@ -51,7 +52,7 @@ NO_TORCH = {
         *("errors", "files", "gather", "ledger", "pages", "patch_probe"),
         *("scale", "setting", "tables"),
     },
-    "runs": {"cost", "ledger", "pausing", "recipe", "sources"},
+    "runs": {"cost", "feed", "ledger", "pausing", "recipe", "sources"},
     "executing": {"claims", "errors", "files", "ledger", "pausing", "runs", "stopping"},
     "launch": {"claims", "cost", "executing", "ledger", "runs", "stopping"},
     "display": {"runs", "telling"},
@@ -123,7 +124,7 @@ TORCH = {
     "batch": {"erasing", "layout", "mixing", "recipe", "rng"},
     "datasets": {"errors", "recipe", "sources"},
     "models": {"recipe"},
-    "loading": {"augmentation", "datasets", "recipe", "rng", "schedules"},
+    "loading": {"augmentation", "datasets", "feed", "recipe", "rng", "schedules"},
     "evaluating": {"batch", "datasets", "devices", "loading", "metrics", "processes", "recipe"},
     "looking": {
         *(
@@ -140,17 +141,17 @@ TORCH = {
         ),
     },
     "step": {
-        *("batch", "checkpoint", "devices", "difficulty", "layout", "loading", "losses", "models"),
-        *("processes", "recipe", "rng", "schedules"),
+        *("batch", "checkpoint", "devices", "difficulty", "feed", "layout", "loading", "losses"),
+        *("models", "processes", "recipe", "rng", "schedules"),
     },
     "origin": {
-        *("checkpoint", "devices", "layout", "ledger", "pausing", "processes", "provenance", "recipe"),
-        "sources",
+        *("checkpoint", "devices", "feed", "layout", "ledger", "pausing", "processes", "provenance"),
+        *("recipe", "sources"),
     },
     "keeping": {"checkpoint", "claims", "errors", "files", "pausing", "step", "telling"},
     "training": {
-        *("augmentation", "checkpoint", "claims", "datasets", "devices", "errors", "evaluating", "keeping"),
-        *("layout", "ledger", "loading", "looking", "memory", "origin", "pausing", "processes"),
+        *("augmentation", "checkpoint", "claims", "datasets", "devices", "errors", "evaluating", "feed"),
+        *("keeping", "layout", "ledger", "loading", "looking", "memory", "origin", "pausing", "processes"),
         *("recipe", "schedules", "sources", "step"),
     },
     "trained": {
