@@ -1,0 +1,85 @@
+"""RandAugment on a batch against timm's with Pillow: rand-m9-mstd0.5-inc1, 64 x 3 x 224 x 224, one thread.
+
+Both sides get the same pictures (smooth, with noise) in the form that they need, PIL images or one uint8 batch;
+turning one into the other is not timed. They are timed in processor time, in interleaved rounds of one process,
+since machines differ and move; every round draws anew, so what counts is the ratio of the sums in `extra_info`.
+"""
+
+from time import process_time
+
+import numpy as np
+from PIL import Image
+import pytest
+from timm.data.auto_augment import rand_augment_transform
+import torch
+
+from dcvit import augmentation, randaugment
+from dcvit.rng import host_stream
+
+TEXT = "rand-m9-mstd0.5-inc1"
+ROUNDS = 15
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def pictures(count, side):
+    rng = host_stream(0, "benchmark", "pictures")
+    coarse = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    smooth = [Image.fromarray(each).resize((side, side), Image.Resampling.BICUBIC) for each in coarse]
+    noise = rng.integers(-9, 10, (count, side, side, 3))
+    return np.clip(np.stack(smooth) + noise, 0, 255).astype(np.uint8)
+
+
+def timm_transform():
+    """As create_transform makes it with interpolation="bicubic"."""
+    hparams = dict(
+        translate_const=100, img_mean=randaugment.IMAGENET_FILL, interpolation=Image.Resampling.BICUBIC
+    )
+    transform = rand_augment_transform(TEXT, hparams)
+    for operation in transform.ops:
+        if operation.aug_fn is augmentation.timm_posterize:
+            operation.aug_fn = augmentation.posterize  # Pillow 13 refuses 0 bits
+    return transform
+
+
+@pytest.mark.parametrize("side", [224, 32])
+def test_randaugment_against_timm(benchmark, one_thread, side):
+    quick = benchmark.disabled
+    count, side, rounds = (4, 16, 1) if quick else (64 if side > 100 else 512, side, ROUNDS)
+    arrays = pictures(count, side)
+    images = [Image.fromarray(array) for array in arrays]
+    batch = torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
+    transform, settings = timm_transform(), randaugment.settings(TEXT)
+    rng = host_stream(0, "benchmark", "ours")
+
+    def timm():
+        return [transform(image) for image in images]
+
+    def ours():
+        return randaugment.apply(batch, randaugment.draw(settings, count, side, rng))
+
+    seconds = {"timm": 0.0, "ours": 0.0}
+    with augmentation.global_generators_kept():
+        augmentation.seed_transform(0, "benchmark", "timm")
+        timm(), ours()
+        for _ in range(rounds):
+            for name, call in (("timm", timm), ("ours", ours)):
+                begin = process_time()
+                call()
+                seconds[name] += process_time() - begin
+    per_second = {name: count * rounds / max(spent, 1e-9) for name, spent in seconds.items()}
+    benchmark.extra_info["times_faster_than_timm"] = per_second["ours"] / per_second["timm"]
+    benchmark.extra_info["images_per_second"] = per_second["ours"]
+    benchmark.extra_info["timm_images_per_second"] = per_second["timm"]
+    benchmark.pedantic(ours, rounds=rounds, warmup_rounds=1)
+    if not quick:
+        print(
+            f"\n{side} px: {per_second['ours']:.0f} images/s per core, timm {per_second['timm']:.0f}: "
+            f"{per_second['ours'] / per_second['timm']:.2f} times as fast"
+        )
