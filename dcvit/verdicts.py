@@ -7,7 +7,7 @@ smoke nothing is: toys say nothing about the paper.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dcvit.quantities import Kind, in_words, kind_of
 from dcvit.statistics import (
@@ -233,7 +233,9 @@ def _on_published_weights(parts: tuple[PartVerdict, ...], results: Results) -> b
 
 def _why_undecided(parts: tuple[PartVerdict, ...], results: Results) -> str:
     if any(_on_several_devices(part.part, results) for part in parts):
-        return "the runs were made on different devices: their times can't be compared"
+        return (
+            "the runs were made on different devices, or fed in different ways: their times can't be compared"
+        )
     return (
         "the runs are there, but some show no such number (no growth period was found, or nothing was probed)"
     )
@@ -243,9 +245,13 @@ def _on_several_devices(part: Part, results: Results) -> bool:
     """Whether a comparison of times would be one of devices."""
     timed = [cell for _, cell in part.terms if kind_of(cell.metric).one_device]
     records = [record for cell in timed for record in results.found(cell)]
-    return (
-        len({(record.environment["device_name"], record.environment["precision"]) for record in records}) > 1
-    )
+    return len({_conditions(record.environment) for record in records}) > 1
+
+
+def _conditions(environment: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a time depends on besides the run; records older than the choice of an augmentation are PIL's."""
+    fed = environment.get("augmentation", "pil")
+    return environment["device_name"], environment["precision"], fed
 
 
 def _unmeasured(parts: tuple[PartVerdict, ...], results: Results) -> bool:

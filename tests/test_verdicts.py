@@ -468,8 +468,10 @@ def test_times_of_one_device_are_compared():
     assert found.parts[0].estimate.value == pytest.approx(np.log(2))
 
 
-@pytest.mark.parametrize("other", [{"device_name": "another"}, {"precision": "bfloat16"}])
-def test_times_of_two_devices_or_precisions_are_not(other):
+@pytest.mark.parametrize(
+    "other", [{"device_name": "another"}, {"precision": "bfloat16"}, {"augmentation": "device"}]
+)
+def test_times_of_two_devices_precisions_or_feeds_are_not(other):
     found = timed({("dynamic", 1): other})
     assert (found.word, found.p, found.parts[0].estimate) == ("undecided", 1.0, None)
     assert "different devices" in found.note
