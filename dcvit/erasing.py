@@ -8,6 +8,7 @@ generator is asked for, several may be given: each draws for an equal part of th
 from math import log
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,19 +49,38 @@ def erase_patches(
 def patch_mask(images: Tensor, gamma: Tensor, *, patch_size: int, generator: Generators) -> Tensor:
     """Which pixels `erase_patches` erases, bool (B, H, W)."""
     B, _, H, W = images.shape
+    h, w = patch_grid(H, W, patch_size)
+    if gamma.shape != (B,):
+        raise ValueError(f"gamma has shape {tuple(gamma.shape)}: one rate an image, ({B},), is needed")
+    mask_Bhw = draw_patches(gamma, h, w, generator=generator).to(images.device)
+    return mask_Bhw.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)
+
+
+def patch_grid(H: int, W: int, patch_size: int) -> tuple[int, int]:
+    """(h, w), how many patches an image has; ValueError if they do not tile it."""
     if patch_size < 1 or H % patch_size or W % patch_size:
         raise ValueError(
             f"patch_size={patch_size} does not tile a {H}x{W} image: choose a divisor of both sides"
         )
-    if gamma.shape != (B,):
-        raise ValueError(f"gamma has shape {tuple(gamma.shape)}: one rate an image, ({B},), is needed")
-    h, w = H // patch_size, W // patch_size
-    erased_B1 = (gamma * (h * w)).round()[:, None]
-    order_BN = uniform(B, h * w, generator=generator).argsort(dim=1)
-    first_BN = torch.arange(h * w, device=images.device).expand(B, -1) < erased_B1
-    mask_BN = torch.zeros_like(first_BN).scatter_(1, order_BN, first_BN)
-    mask_Bhw = mask_BN.view(B, h, w)
-    return mask_Bhw.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)
+    return H // patch_size, W // patch_size
+
+
+def draw_patches(gamma: Tensor, h: int, w: int, *, generator: Generators) -> Tensor:
+    """Which patches of an h x w grid are erased, bool (B, h, w): round(gamma_i N) of image i's."""
+    N = h * w
+    # random numbers of 24 bits with the patch's own behind them, so that no two are equal
+    key_BN = (uniform(len(gamma), N, generator=generator) * 2**24).long() * N
+    key_BN += torch.arange(N, device=key_BN.device)
+    count_B1 = (gamma * N).round().long()[:, None]
+    last_B1 = _sorted(key_BN).gather(1, (count_B1 - 1).clamp(min=0))
+    return (key_BN <= last_B1.where(count_B1 > 0, -1)).view(-1, h, w)
+
+
+def _sorted(rows: Tensor) -> Tensor:
+    """Every row in ascending order; numpy sorts eight times as fast, and on the CPU it has nothing to wait for."""
+    if rows.device.type == "cpu":
+        return torch.from_numpy(np.sort(rows.numpy(), axis=1))
+    return rows.sort(dim=1).values
 
 
 def erase_rectangles(
@@ -100,7 +120,31 @@ def rectangle_mask(
 ) -> Tensor:
     """Which pixels `erase_rectangles` erases, bool (B, H, W)."""
     B, _, H, W = images.shape
-    device = images.device
+    rows_BH, columns_BW = draw_rectangles(
+        B,
+        H,
+        W,
+        generator=generator,
+        probability=probability,
+        min_area=min_area,
+        max_area=max_area,
+        min_aspect=min_aspect,
+    )
+    return (rows_BH[:, :, None] & columns_BW[:, None, :]).to(images.device)
+
+
+def draw_rectangles(
+    B: int,
+    H: int,
+    W: int,
+    *,
+    generator: Generators,
+    probability: float,
+    min_area: float,
+    max_area: float,
+    min_aspect: float,
+) -> tuple[Tensor, Tensor]:
+    """The rows (B, H) and the columns (B, W) of each image's rectangle, bool; without one, no rows."""
 
     def draw(*shape: int) -> Tensor:
         return uniform(*shape, generator=generator)
@@ -115,11 +159,11 @@ def rectangle_mask(
     height_B1, width_B1 = height_BT.gather(1, first_B1), width_BT.gather(1, first_B1)
     top_B1 = (draw(B, 1) * (H - height_B1 + 1)).floor()
     left_B1 = (draw(B, 1) * (W - width_B1 + 1)).floor()
-    row_H, column_W = torch.arange(H, device=device), torch.arange(W, device=device)
-    rows_BH = (row_H >= top_B1) & (row_H < top_B1 + height_B1)
+    row_H, column_W = (torch.arange(size, device=area_BT.device) for size in (H, W))
+    chosen_B1 = (draw(B, 1) < probability) & fits_BT.any(dim=1, keepdim=True)
+    rows_BH = (row_H >= top_B1) & (row_H < top_B1 + height_B1) & chosen_B1
     columns_BW = (column_W >= left_B1) & (column_W < left_B1 + width_B1)
-    chosen_B = (draw(B) < probability) & fits_BT.any(dim=1)
-    return rows_BH[:, :, None] & columns_BW[:, None, :] & chosen_B[:, None, None]
+    return rows_BH, columns_BW
 
 
 def _fill(images: Tensor, mask_BHW: Tensor, *, fill: Fill, generator: Generators) -> Tensor:

@@ -9,7 +9,7 @@ group, and what is summed is summed over all pieces, so that every division trai
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dcvit.recipe import Recipe, ResNet
+from dcvit.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,10 @@ class Piece:
 def pieces_of(recipe: Recipe, *, processes: int = 1, at_most: int | None = None) -> list[list[Piece]]:
     """For each process the pieces that it takes one after the other, as few as `at_most` images a piece allow.
 
-    A network with batch statistics takes one group at a time, as they are the group's.
+    Batch statistics are each group's own however many share a piece (`models.GroupNormalised`).
     Raises ValueError if the batch can't be divided so that every sample meets its partner.
     """
-    whole = isinstance(recipe.backbone, ResNet)
-    limit = min(at_most or recipe.batch, recipe.batch // recipe.groups if whole else recipe.batch)
+    limit = min(at_most or recipe.batch, recipe.batch)
     for passes in range(1, recipe.batch // processes + 1):
         total = passes * processes
         if recipe.batch <= limit * total and _divides(recipe, total):

@@ -1,10 +1,11 @@
 """The loss of a mixed batch, from two labels and two weights an image.
 
-Shapes: B samples, K classes.
+Shapes: B samples, K classes, 2 labels.
 """
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -38,11 +39,7 @@ def two_label_loss(
     0.6931
     """
     log_p_BK = logits.float().log_softmax(dim=1)
-    mean_log_p_B = log_p_BK.mean(dim=1)
-
-    def cross_entropy(labels_B: Tensor) -> Tensor:
-        own_B = log_p_BK.gather(1, labels_B[:, None]).squeeze(1)
-        return -(1 - smoothing) * own_B - smoothing * mean_log_p_B
-
-    loss_B = weights * cross_entropy(labels) + partner_weights * cross_entropy(partner_labels)
+    own_B2 = log_p_BK.gather(1, torch.stack([labels, partner_labels], dim=1))
+    smoothed_B2 = (1 - smoothing) * own_B2 + smoothing * log_p_BK.mean(dim=1, keepdim=True)
+    loss_B = -(torch.stack([weights, partner_weights], dim=1) * smoothed_B2).sum(dim=1)
     return Loss(loss_B.mean(), log_p_BK.detach().amax(dim=1).exp())

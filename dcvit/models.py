@@ -4,6 +4,7 @@ Shapes: T tokens, N places of a grid, C channels, H heads or the height of a gri
 """
 
 from collections.abc import Mapping
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -56,7 +57,29 @@ def build(recipe: Recipe) -> nn.Module:
                 channels=tuple(width << stage for stage in range(len(depths))),
                 num_classes=recipe.classes,
                 drop_path_rate=recipe.drop_path,
+                norm_layer=partial(GroupNormalised, group=recipe.batch // recipe.groups),
             )
+
+
+class GroupNormalised(nn.BatchNorm2d):
+    """BatchNorm with statistics of each `group` images of a batch, as if each group were in a process of its own.
+
+    So one pass takes a batch of several mixing groups, and computes what the official code does in as many processes.
+    The running statistics are those of the first group, since process 0's are the ones that it keeps.
+    """
+
+    def __init__(self, channels: int, *, group: int, **options: Any) -> None:
+        super().__init__(channels, **options)
+        self.group = group
+
+    def forward(self, input: Tensor) -> Tensor:
+        many = len(input) // self.group if self.training else 1
+        if many <= 1:
+            return super().forward(input)
+        first, *others = input.chunk(many)
+        weight, bias, eps = self.weight, self.bias, self.eps
+        normalised = [F.batch_norm(each, None, None, weight, bias, training=True, eps=eps) for each in others]
+        return torch.cat([super().forward(first), *normalised])
 
 
 def parameter_count(recipe: Recipe) -> int:

@@ -10,7 +10,7 @@ device, and so is every one after it, so that the state is the one before it whe
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dcvit.adamw import AdamW
 from dcvit.batch import mixed_batch
 from dcvit.checkpoint import copied, starting_with
 from dcvit.devices import Precision, autocast, prepare
-from dcvit.difficulty import HISTOGRAM_BINS, count_by_difficulty, dynamic_alpha, top_score_histogram
+from dcvit.difficulty import HISTOGRAM_BINS, counts_and_histogram, dynamic_alpha
 from dcvit.feed import Compiling
 from dcvit.layout import Piece, pieces_of
 from dcvit.loading import Batch
@@ -31,45 +32,48 @@ from dcvit.processes import ALONE, World
 from dcvit.recipe import DynamicAlpha, FixedAlpha, Recipe, StagedAlpha, StaticAlpha
 from dcvit.rng import seed_global
 from dcvit.schedules import learning_rate, staged_alpha, static_alpha
+from dcvit.transform import Workspace, workspace_for
 
 READ_EVERY = 50  # updates between two looks at what the device found
 NEVER = 2**62  # first_bad of a run in which nothing went wrong
+MEASURED = (
+    4 + HISTOGRAM_BINS
+)  # numbers that pieces and processes add up: the loss, three counts, the histogram
 
 
 @dataclass
 class Tally:
     """Sums over the updates of an epoch, on the device."""
 
-    counts_3: Tensor  # easy, moderate, hard
-    histogram_N: Tensor  # of top scores
-    loss: Tensor
-    gradient_norm: Tensor
-    alpha: Tensor
+    sums: Tensor  # float64: what is MEASURED, then the gradient's norm and alpha
     updates: int = 0
 
     @classmethod
     def empty(cls, device: torch.device) -> "Tally":
-        zero = torch.zeros((), device=device)
-        return cls(
-            counts_3=torch.zeros(3, dtype=torch.int64, device=device),
-            histogram_N=torch.zeros(HISTOGRAM_BINS, dtype=torch.int64, device=device),
-            loss=zero,
-            gradient_norm=zero,
-            alpha=zero,
-        )
+        return cls(torch.zeros(MEASURED + 2, dtype=torch.float64, device=device))
+
+    @property
+    def loss(self) -> Tensor:
+        """Of all updates together."""
+        return self.sums[0].clone()
+
+    @property
+    def counts_3(self) -> Tensor:
+        """Easy, moderate and hard samples, int64."""
+        return self.sums[1:4].long()
 
     def means(self, batch: int) -> dict[str, Any]:
         """The epoch's proportions (Eq. 2) and means; waits for the device."""
-        easy, moderate, hard = self.counts_3.tolist()
+        loss, easy, moderate, hard, *histogram, gradient_norm, alpha = self.sums.tolist()
         samples = self.updates * batch
         return {
             "easy": easy / samples,
             "moderate": moderate / samples,
             "hard": hard / samples,
-            "histogram": self.histogram_N.tolist(),
-            "alpha": float(self.alpha) / self.updates,
-            "loss": float(self.loss) / self.updates,
-            "gradient_norm": float(self.gradient_norm) / self.updates,
+            "histogram": [int(count) for count in histogram],
+            "alpha": alpha / self.updates,
+            "loss": loss / self.updates,
+            "gradient_norm": gradient_norm / self.updates,
         }
 
 
@@ -80,15 +84,17 @@ class State:
     model: nn.Module
     forward: Callable[[Tensor], Tensor]  # the model, compiled where that pays
     parallel: DistributedDataParallel | None  # what sums its gradients over processes, if there are several
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
     parameters: list[nn.Parameter]
     ema: dict[str, Tensor]  # moving average of the weights; empty if the recipe keeps none
     averaged: list[Tensor]  # what it averages, in the same order
     batch_statistics: list[Tensor]  # of BatchNorm layers, which the forward pass changes
+    compiling: Compiling  # what `forward` is made by
     alpha: Tensor  # of the next update, if it is dynamic
     first_bad: Tensor  # number of the first update whose loss or gradient was not finite, else NEVER
     norms: Tensor  # gradient norms of the last updates, in a ring that outlasts two looks
     tally: Tally = field(init=False)
+    workspace: Workspace | None = None  # of the batch transform, made at the first update
 
     @property
     def device(self) -> torch.device:
@@ -104,7 +110,17 @@ def begin_state(
     world: World = ALONE,
     compiling: Compiling = "default",
 ) -> State:
-    """The state before the first update: fresh weights of this seed, or the given ones, resized to fit."""
+    """The state before the first update: fresh weights of this seed, or the given ones, resized to fit.
+
+    ValueError for CUDA graphs in several processes.
+    """
+    if device.type != "cuda":
+        compiling = "off"
+    if compiling == "graphs" and world.size > 1:
+        raise ValueError(
+            f"--compile graphs, {world.size} processes a run: CUDA graphs are for one process, since gradients are "
+            "summed over several outside of them. Leave --compile out, or give --gpus-per-run 1"
+        )
     seed_global(torch.device("cpu"), seed, "weights")
     model = build(recipe)
     if weights is not None:
@@ -118,11 +134,9 @@ def begin_state(
     forward = parallel or model
     return State(
         model=model,
-        forward=_compiled(forward, compiling) if device.type == "cuda" else forward,
+        forward=_compiled(forward, compiling),
         parallel=parallel,
-        optimizer=torch.optim.AdamW(
-            decay_groups(model, recipe), lr=0.0, betas=recipe.betas, eps=recipe.eps, fused=True
-        ),
+        optimizer=AdamW(decay_groups(model, recipe), betas=recipe.betas, eps=recipe.eps),
         parameters=list(model.parameters()),
         ema=copied(averaged),
         averaged=list(averaged.values()),
@@ -132,6 +146,7 @@ def begin_state(
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
             for buffer in module.buffers()
         ],
+        compiling=compiling,
         alpha=torch.full(
             (), recipe.alpha.start if isinstance(recipe.alpha, DynamicAlpha) else 0.0, device=device
         ),
@@ -159,23 +174,22 @@ def _parallel(model: nn.Module) -> DistributedDataParallel:
 
 def tensors_of(state: State) -> dict[str, Tensor]:
     """What decides about all updates to come, by name: weights, their average, the optimiser's moments, alpha."""
-    moments = {
-        f"optimizer.{number}.{name}": value
-        for number, moment in state.optimizer.state_dict()["state"].items()
-        for name, value in moment.items()
-    }
     return {
         **{f"model.{name}": value for name, value in state.model.state_dict().items()},
         **{f"ema.{name}": value for name, value in state.ema.items()},
-        **moments,
+        **{f"optimizer.{name}": value for name, value in state.optimizer.tensors().items()},
         "alpha": state.alpha,
     }
 
 
 def measures_of(state: State) -> dict[str, Tensor]:
     """What has been measured so far and decides about nothing: the last norms, and the sums of this epoch."""
-    sums = {f"tally.{each.name}": getattr(state.tally, each.name) for each in fields(Tally)}
-    return {"norms": state.norms, **{name: torch.as_tensor(value) for name, value in sums.items()}}
+    tally = state.tally
+    return {
+        "norms": state.norms,
+        "tally.sums": tally.sums,
+        "tally.updates": torch.as_tensor(tally.updates),
+    }
 
 
 def put_back(state: State, tensors: Mapping[str, Tensor]) -> None:
@@ -183,20 +197,13 @@ def put_back(state: State, tensors: Mapping[str, Tensor]) -> None:
 
     `first_bad` is not among them: a state in which it says anything is never gone on from.
     """
-    device = state.device
     state.model.load_state_dict(starting_with("model.", tensors))
     for name, value in starting_with("ema.", tensors).items():
         state.ema[name].copy_(value)
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in starting_with("optimizer.", tensors).items():
-        number, _, moment = name.partition(".")
-        moments.setdefault(int(number), {})[moment] = torch.clone(value)
-    groups = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    state.alpha = tensors["alpha"].to(device)
+    state.optimizer.put_back(starting_with("optimizer.", tensors))
+    state.alpha = tensors["alpha"].to(state.device)
     state.norms.copy_(tensors["norms"])
-    sums = {name: value.to(device) for name, value in starting_with("tally.", tensors).items()}
-    state.tally = Tally(**{**sums, "updates": int(sums["updates"])})
+    state.tally = Tally(tensors["tally.sums"].to(state.device), int(tensors["tally.updates"]))
 
 
 def train_step(
@@ -220,8 +227,9 @@ def train_step(
     alpha = _alpha(state, recipe, progress)
     pieces = pieces or pieces_of(recipe)[0]
 
-    statistics = [torch.clone(buffer) for buffer in state.batch_statistics]
-    found = torch.zeros(4 + HISTOGRAM_BINS, dtype=torch.float64, device=device)
+    workspace = _workspace(state, max(map(len, pieces)), recipe)
+    statistics = _gathered(state.batch_statistics)
+    found = torch.zeros(MEASURED, dtype=torch.float64, device=device)
     begin = 0
     for number, piece in enumerate(pieces):
         here = slice(begin, begin := begin + len(piece))
@@ -234,44 +242,58 @@ def train_step(
             seed=seed,
             update=update,
             piece=piece,
+            workspace=workspace,
         )
         seed_global(device, seed, "drop path", update, piece.positions[0])
         last = number == len(pieces) - 1
+        if state.compiling == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()
         with _summing(state, last):
             with autocast(device, precision):
                 logits = state.forward(mixed.images)
             loss = two_label_loss(logits, *mixed[1:], smoothing=recipe.label_smoothing)
             if number == 0:  # those of the official process 0, which its code gives to the others
-                new_statistics = [torch.clone(buffer) for buffer in state.batch_statistics]
+                new_statistics = _gathered(state.batch_statistics)
             found += _measured(loss, recipe, share=len(piece) / recipe.batch)
             if last:
                 summed = world.sum(found)  # on its way during the last backward pass
             (loss.mean / len(pieces)).backward()
+        if state.compiling == "graphs" and not last:
+            _own_gradients(state.parameters)
     norm = _clip(state.parameters, recipe.clip_norm)
     summed.wait()
-    mean_loss, counts, histogram = found[0].float(), found[1:4].long(), found[4:].long()
 
-    finite = torch.isfinite(mean_loss) & torch.isfinite(norm)
+    finite = torch.isfinite(found[0] + norm)
     state.first_bad = torch.where(finite, state.first_bad, state.first_bad.clamp(max=update))
     sound = state.first_bad == NEVER
-    _update(state, learning_rate(recipe, update, updates_per_epoch), sound=sound)
+    state.optimizer.step(learning_rate(recipe, update, updates_per_epoch), sound)
     _keep(state.batch_statistics, new_statistics, statistics, sound=sound, world=world)
     if state.ema:
         _average(state, decay=recipe.ema_decay or 0.0, sound=sound)
 
     if isinstance(recipe.alpha, DynamicAlpha):
-        easy, _, hard = counts / recipe.batch
-        state.alpha = torch.where(
-            sound, dynamic_alpha(state.alpha, easy, hard, tau=recipe.alpha.tau), state.alpha
-        )
+        easy, _, hard = found[1:4].float() / recipe.batch
+        moved = dynamic_alpha(state.alpha, easy, hard, tau=recipe.alpha.tau)
+        state.alpha = torch.where(sound, moved, state.alpha)
     state.norms[update % len(state.norms)] = norm
-    tally = state.tally
-    tally.counts_3 = tally.counts_3 + counts
-    tally.histogram_N = tally.histogram_N + histogram
-    tally.loss = tally.loss + mean_loss
-    tally.gradient_norm = tally.gradient_norm + norm
-    tally.alpha = tally.alpha + alpha
-    tally.updates += 1
+    state.tally.sums += torch.cat([found, torch.stack([norm, alpha])])
+    state.tally.updates += 1
+
+
+def _workspace(state: State, images: int, recipe: Recipe) -> Workspace:
+    """Where the transform puts a piece of so many images."""
+    if state.workspace is None or len(state.workspace.images) < images:
+        side = recipe.resolution
+        compiled = None if state.device.type == "cpu" else state.compiling != "off"
+        state.workspace = workspace_for((images, 3, side, side), state.device, compiled=compiled)
+    return state.workspace
+
+
+def _own_gradients(parameters: list[nn.Parameter]) -> None:
+    """Moves gradients out of the memory of a CUDA graph, which its next run will write to."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.clone()
 
 
 def _summing(state: State, last: bool) -> AbstractContextManager[Any]:
@@ -281,9 +303,9 @@ def _summing(state: State, last: bool) -> AbstractContextManager[Any]:
 
 def _measured(loss: Loss, recipe: Recipe, *, share: float) -> Tensor:
     """What adds up over pieces and processes, float64: the loss times the piece's share, counts, histogram."""
-    counts = count_by_difficulty(loss.top_B, easy_above=recipe.easy_above, hard_below=recipe.hard_below)
     mean = loss.mean.detach().double() * share
-    return torch.cat([mean[None], counts.double(), top_score_histogram(loss.top_B).double()])
+    counts = counts_and_histogram(loss.top_B, easy_above=recipe.easy_above, hard_below=recipe.hard_below)
+    return torch.cat([mean[None], counts])
 
 
 def _alpha(state: State, recipe: Recipe, progress: float) -> Tensor:
@@ -301,30 +323,39 @@ def _alpha(state: State, recipe: Recipe, progress: float) -> Tensor:
 
 
 def _clip(parameters: list[nn.Parameter], clip_norm: float | None) -> Tensor:
-    """The norm of the whole gradient, which is then scaled down to `clip_norm` where it is above."""
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    """The norm of the whole gradient, which is then scaled down to `clip_norm` where it is above.
+
+    What `torch.nn.utils.clip_grad_norm_` does.
+    """
+    gradients = [parameter.grad for parameter in parameters]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
-def _update(state: State, rate: float, *, sound: Tensor) -> None:
-    """Moves the weights, unless this or an earlier step was not sound."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    # the fused update looks at this on the device and leaves weights and moments alone where it is 1
-    state.optimizer.found_inf = (~sound).to(torch.float32)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+def _gathered(buffers: list[Tensor]) -> list[Tensor]:
+    """A copy of many small tensors, in one or two: floating-point numbers, and counts."""
+    kinds = (
+        [buffer.flatten() for buffer in buffers if buffer.is_floating_point() == floating]
+        for floating in (True, False)
+    )
+    return [torch.cat(kind) for kind in kinds if kind]
 
 
 def _keep(
     live: list[Tensor], new: list[Tensor], before: list[Tensor], *, sound: Tensor, world: World
 ) -> None:
     """BatchNorm's statistics: those of the batch's first group, in every process; unsound ones are put back."""
-    world.share([buffer for buffer in new if buffer.is_floating_point()])
-    for buffer, kept, old in zip(live, new, before, strict=True):
-        buffer.copy_(torch.where(sound, kept, old))
+    if not live:
+        return
+    world.share([values for values in new if values.is_floating_point()])
+    for kept, old in zip(new, before, strict=True):
+        floating = kept.is_floating_point()
+        buffers = [buffer for buffer in live if buffer.is_floating_point() == floating]
+        parts = torch.where(sound, kept, old).split([buffer.numel() for buffer in buffers])
+        for buffer, part in zip(buffers, parts, strict=True):
+            buffer.copy_(part.view_as(buffer))
 
 
 def _average(state: State, *, decay: float, sound: Tensor) -> None:

@@ -1,6 +1,6 @@
 """From pixels to a mixed batch: the same draws made again by hand, image by image."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 
 from hypothesis import given
@@ -11,7 +11,7 @@ from timm.loss import SoftTargetCrossEntropy
 import torch
 
 from dcvit.batch import mixed_batch, normalise
-from dcvit.erasing import draw_rates, erase_patches, erase_rectangles
+from dcvit.erasing import draw_rates, patch_mask, rectangle_mask
 from dcvit.layout import pieces_of
 from dcvit.losses import two_label_loss
 from dcvit.mixing import cutmix_map, draw_lambda
@@ -72,6 +72,14 @@ def drawn_maps(recipe, *, alpha, seed, update):
     return [boxes[g] if switch[g] else lam[g] * torch.ones(SIZE, SIZE) for g in range(groups)], switch
 
 
+def with_noise(images, mask_BHW, *, generator):
+    """The images with noise where the mask is, one number after the other: images, channels, rows, columns."""
+    mask = mask_BHW[:, None].expand_as(images)
+    noisy = images.clone()
+    noisy[mask] = torch.randn(int(mask.sum()), generator=generator)
+    return noisy
+
+
 def partner_of(i, groups):
     size = BATCH // groups
     first = i // size * size
@@ -98,7 +106,8 @@ def test_both_labels_pay_for_what_their_own_image_lost(alpha, seed, update, grou
     for number, group in enumerate(normalise(PIXELS).chunk(groups)):
         rng = stream(seed, "patch erasing", update, number)
         gamma.append(draw_rates(len(group), mu=mu, generator=rng))
-        erased += erase_patches(group, gamma[-1], patch_size=4, generator=rng)
+        mask = patch_mask(group, gamma[-1], patch_size=4, generator=rng)
+        erased += with_noise(group, mask, generator=stream(seed, "noise", update, number))
     gamma = torch.cat(gamma)
     kept = {"paper": 1 - gamma / mu, "area": 1 - gamma, "none": torch.ones(BATCH)}[decay]
     for i in range(BATCH):
@@ -120,7 +129,8 @@ def test_random_erasing_costs_no_label(alpha, seed, update, groups):
     erased = []
     for number, group in enumerate(normalise(PIXELS).chunk(groups)):
         rng = stream(seed, "random erasing", update, number)
-        erased += erase_rectangles(group, generator=rng, probability=0.5)
+        mask = rectangle_mask(group, generator=rng, **asdict(RandomErasing(probability=0.5)))
+        erased += with_noise(group, mask, generator=stream(seed, "noise", update, number))
     for i in range(BATCH):
         j, weights = partner_of(i, groups), maps[i // (BATCH // groups)]
         expected = weights * erased[i] + (1 - weights) * erased[j]

@@ -2,57 +2,94 @@
 
 from dataclasses import replace
 
+from PIL import Image
 import pytest
 import torch
 
-from dcvit import difficulty_counts, draw_lambda, draw_rates, erase_patches, erase_rectangles, sources, stream
+from dcvit import (
+    datasets,
+    difficulty_counts,
+    draw_lambda,
+    draw_rates,
+    erase_patches,
+    erase_rectangles,
+    sources,
+    stored,
+    stream,
+)
 from dcvit.baselines import DEIT_T, RESNET_50, SWIN_T
 from dcvit.batch import mixed_batch
 from dcvit.datasets import pictures
+from dcvit.feed import Feed
+from dcvit.layout import pieces_of
 from dcvit.loading import training_batches
-from dcvit.recipe import DynamicAlpha, PatchErasing, Periods
+from dcvit.recipe import Augmentation, DynamicAlpha, PatchErasing, Periods, StaticAlpha
 from dcvit.scale import smoke
 from dcvit.step import Tally, begin_state, train_step
+from tests.helpers import image_folder, tiny
 
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
+CUDA = torch.device("cuda")
 OURS = [
-    smoke(
-        replace(
-            recipe, alpha=DynamicAlpha(), exploration_erasing=PatchErasing(patch_size=16), periods=borders
-        )
+    smoke(replace(recipe, alpha=alpha, exploration_erasing=erasing, periods=borders))
+    for recipe in (DEIT_T, SWIN_T, RESNET_50)  # DeiT averages its weights, Swin clips its gradients
+    for alpha, erasing, borders in (
+        (DynamicAlpha(), PatchErasing(patch_size=16), Periods(0, 0)),
+        (StaticAlpha(), PatchErasing(patch_size=16, fill="zero"), Periods(0, 0)),
+        (DynamicAlpha(), PatchErasing(patch_size=16), Periods(1, 1)),  # rectangles
     )
-    for recipe in (DEIT_T, SWIN_T, RESNET_50)
-    for borders in (Periods(0, 0), Periods(1, 1))
 ]
 
 
-@pytest.mark.parametrize("recipe", OURS)
-def test_a_step_never_waits_for_the_device(recipe):
-    device = torch.device("cuda")
-    state = begin_state(recipe, 0, device)
+def trained(recipe, updates, *, compiling="off", at_most=None, waits_until=None):
+    """The state after so many updates, of which those from `waits_until` on may not wait for the device."""
+    state = begin_state(recipe, 0, CUDA, compiling=compiling)
     batches = training_batches(pictures(sources.digits(), "train", recipe), recipe, seed=0, pinned=True)
-    state.tally, state.forward = Tally.empty(device), state.model
-    for update in range(10):
-        torch.cuda.set_sync_debug_mode(
-            "error" if update > 2 else "default"
-        )  # the first ones may set things up
+    state.tally = Tally.empty(CUDA)
+    state.model.train(recipe.train_mode)
+    for update in range(updates):
+        batch = next(batches)
+        strict = waits_until is not None and update >= waits_until
+        torch.cuda.set_sync_debug_mode("error" if strict else "default")
         try:
             train_step(
                 state,
                 recipe,
-                next(batches),
+                batch,
                 update=update,
                 updates_per_epoch=22,
                 seed=0,
                 precision="bfloat16",
+                pieces=pieces_of(recipe, at_most=at_most)[0],
             )
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert int(state.tally.counts_3.sum()) == 10 * recipe.batch
+    return state
+
+
+@pytest.mark.parametrize("at_most", [None, 16, 8])
+@pytest.mark.parametrize("recipe", OURS)
+def test_a_step_never_waits_for_the_device(recipe, at_most):
+    """In one piece, in pieces of whole groups, and in parts of groups; the first updates may set things up."""
+    state = trained(recipe, 53, at_most=at_most, waits_until=3)
+    assert int(state.tally.counts_3.sum()) == 53 * recipe.batch
+
+
+@pytest.mark.parametrize("compiling", ["default", "graphs"])
+@pytest.mark.parametrize("recipe", [OURS[0], OURS[3], OURS[6]])
+def test_a_compiled_step_does_not_wait_either_and_learns_the_same(recipe, compiling):
+    """Also in pieces, whose gradients add up across graphs. Dropped paths are drawn otherwise there."""
+    recipe = replace(recipe, drop_path=0.0)
+    for at_most in (None, 32):
+        eager = trained(recipe, 20, at_most=at_most)
+        compiled = trained(recipe, 20, compiling=compiling, at_most=at_most, waits_until=10)
+        found, expected = (state.tally.means(recipe.batch) for state in (compiled, eager))
+        assert found["loss"] == pytest.approx(expected["loss"], rel=0.02)
+        assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -83,3 +120,28 @@ def test_a_batch_has_the_labels_and_weights_that_its_images_have():
     )
     assert all(part.device.type == "cuda" for part in mixed)
     assert (mixed.weights + mixed.partner_weights).le(1 + 1e-6).all()
+
+
+@pytest.mark.parametrize("how", ["files", "held", "decoded by the GPU", "a cache"])
+def test_batches_that_the_gpu_augments_are_those_of_the_cpu(how, tmp_path, monkeypatch):
+    root = image_folder(tmp_path / "images", size=40)
+    for path in list((root / "train").rglob("*.png")):
+        Image.open(path).resize((40, 40)).save(path.with_suffix(".jpg"), quality=95)
+        path.unlink()
+    monkeypatch.setattr(datasets, "HELD_BYTES", 1 << 20 if how == "held" else 0)
+    if how in ("files", "decoded by the GPU"):  # nothing fits into memory
+        monkeypatch.setattr(stored, "SHARE", 0.0)
+    recipe = tiny(resolution=32, batch=6, augmentation=Augmentation(repeats=3, randaugment=None))
+    train = pictures(sources.from_folder(root), "train", recipe)
+    feed = Feed(
+        augmentation="device",
+        cache=tmp_path / "cache" if how == "a cache" else None,
+        decoder="gpu" if how == "decoded by the GPU" else "cpu",
+    )
+    by_cpu = training_batches(train, recipe, seed=0, feed=replace(feed, decoder="cpu"))
+    by_gpu = training_batches(train, recipe, seed=0, feed=feed, device=CUDA, pinned=True, workers=2)
+    for (expected, labels), (found, its) in zip(by_cpu, by_gpu, strict=True):
+        assert found.device.type == its.device.type == "cuda"
+        assert torch.equal(labels, its.cpu())
+        difference = (expected.int() - found.cpu().int()).abs().float()
+        assert difference.mean() <= (2 if how == "decoded by the GPU" else 0.1)

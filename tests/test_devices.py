@@ -1,4 +1,4 @@
-"""Which GPUs are free, as a made-up nvidia-smi says, and which of them a run side by side with others gets."""
+"""How a network lies on a device, which GPUs are free as a made-up nvidia-smi says, and which of them a run gets."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from dcvit import executing, launch
-from dcvit.devices import free_gpus
+from dcvit.checkpoint import save_weights
+from dcvit.devices import autocast, free_gpus, prepare
 from dcvit.launch import make_all
+from dcvit.models import build
 from dcvit.runs import Outcome, Place, Watcher, all_runs
 from dcvit.sources import Source
-from tests.helpers import tiny
+from tests.helpers import RESNET, SWIN, VIT, tiny
 
 UUIDS = ("11111111-aaaa", "22222222-bbbb", "33333333-cccc")
 
@@ -96,3 +98,46 @@ def test_each_process_has_a_gpu_of_its_own(gpus, member, environment, expected, 
         monkeypatch.setenv(name, value)
     here = place(tmp_path, gpus=gpus, is_member=member, gpus_per_run=len(gpus) or 1)
     assert executing._device(replace(here, device=None)) == torch.device(expected)
+
+
+# --- a network on a device -----------------------------------------------------------------
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("backbone", [VIT, SWIN, RESNET], ids=["vit", "swin", "resnet"])
+def test_a_prepared_network_computes_the_same_and_is_saved_to_the_same_bytes(backbone, tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build(tiny(backbone=backbone)).eval()
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before, bytes_before = model(images), save_weights(tmp_path / "before", model.state_dict())
+        prepared = prepare(model, CPU)
+        torch.testing.assert_close(prepared(images), before)
+    assert save_weights(tmp_path / "after", prepared.state_dict()) == bytes_before
+    assert not any(getattr(module, "fused_attn", False) for module in prepared.modules())
+
+
+def test_only_convolutional_networks_have_their_channels_last():
+    def last(backbone):
+        weights = [
+            value for value in prepare(build(tiny(backbone=backbone)), CPU).parameters() if value.ndim == 4
+        ]
+        return [
+            weight.is_contiguous(memory_format=torch.channels_last)
+            for weight in weights
+            if not weight.is_contiguous() or min(weight.shape[1:]) > 1
+        ]
+
+    assert all(last(RESNET))
+    assert not any(last(VIT))
+    assert not any(last(SWIN))
+
+
+def test_float32_is_no_autocast_at_all_and_bfloat16_is():
+    with autocast(CPU, "float32"):
+        assert not torch.is_autocast_enabled("cpu")
+    with autocast(CPU, "bfloat16"):
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+        assert torch.is_autocast_enabled("cpu")

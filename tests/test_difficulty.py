@@ -5,7 +5,13 @@ from hypothesis import strategies as st
 import pytest
 import torch
 
-from dcvit.difficulty import count_by_difficulty, difficulty_counts, dynamic_alpha, top_score_histogram
+from dcvit.difficulty import (
+    count_by_difficulty,
+    counts_and_histogram,
+    difficulty_counts,
+    dynamic_alpha,
+    top_score_histogram,
+)
 
 unit = st.floats(0, 1)
 scores = st.floats(0, 1, width=32)
@@ -182,3 +188,29 @@ def test_tensors_give_what_floats_give(previous, easy, hard, tau):
 def test_a_tau_outside_the_unit_interval_is_refused(tau):
     with pytest.raises(ValueError, match="tau="):
         dynamic_alpha(0.5, 0.5, 0.5, tau=tau)
+
+
+# --- all of it at once ---------------------------------------------------------------------
+
+
+@given(st.tuples(unit | st.sampled_from(HUNDREDTHS), unit | st.sampled_from(HUNDREDTHS)), st.data())
+def test_counts_and_histogram_at_once_are_those_one_by_one(bounds, data):
+    """Also on the bounds, and on the float32 next to them."""
+    hard, easy = sorted(bounds)
+    on = torch.tensor([hard, easy, *data.draw(st.lists(unit | st.sampled_from(HUNDREDTHS), max_size=9))])
+    top_B = torch.cat([on, on.nextafter(torch.tensor(2.0)), on.nextafter(torch.tensor(-1.0))]).clamp(1e-30, 1)
+    found = counts_and_histogram(top_B, easy_above=easy, hard_below=hard)
+    assert found.dtype == torch.float64
+    assert torch.equal(found[:3].long(), count_by_difficulty(top_B, easy_above=easy, hard_below=hard))
+    assert torch.equal(found[3:].long(), top_score_histogram(top_B))
+
+
+def test_scores_that_are_not_finite_are_in_none_of_the_numbers():
+    odd = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    assert counts_and_histogram(odd, easy_above=0.8, hard_below=0.3).eq(0).all()
+    assert counts_and_histogram(torch.zeros(0), easy_above=0.8, hard_below=0.3).eq(0).all()
+
+
+def test_bounds_that_are_none_are_refused_there_as_well():
+    with pytest.raises(ValueError, match=r"hard_below=0\.5, easy_above=0\.4"):
+        counts_and_histogram(torch.zeros(1), easy_above=0.4, hard_below=0.5)

@@ -8,7 +8,7 @@ import pytest
 
 from dcvit.baselines import DEIT_T
 from dcvit.layout import Piece, pieces_of, possible_processes, smallest_piece, splits_groups
-from tests.helpers import RESNET, tiny
+from tests.helpers import tiny
 
 sizes = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16, 24])
 
@@ -84,13 +84,6 @@ def test_the_smallest_piece_is_possible_and_no_smaller_one_is(groups, size):
     smallest = smallest_piece(recipe)
     assert len(divided(recipe, 1, smallest)[0][0]) == smallest
     assert divided(recipe, 1, smallest - 1) is None or smallest == 1
-
-
-@given(groups=sizes, size=sizes, processes=st.integers(1, 9), at_most=st.none() | st.integers(1, 200))
-def test_batch_statistics_are_those_of_one_group(groups, size, processes, at_most):
-    pieces = divided(recipe_of(groups, size, backbone=RESNET), processes, at_most)
-    assume(pieces is not None)
-    assert {len(piece.groups) for mine in pieces for piece in mine} == {1}
 
 
 def test_by_default_a_batch_is_one_piece():

@@ -19,7 +19,7 @@ from dcvit.baselines import (
     deit_at_384,
     swin_at_384,
 )
-from dcvit.models import build, decay_groups, fit_weights, parameter_count, regions
+from dcvit.models import GroupNormalised, build, decay_groups, fit_weights, parameter_count, regions
 from dcvit.recipe import ResNet, SwinTransformer, VisionTransformer
 from dcvit.scale import at_scale
 
@@ -254,3 +254,46 @@ def test_weights_of_another_network_are_refused_by_name():
     del weights["norm.bias"]
     with pytest.raises(ValueError, match=r"norm\.bias is only in one of them"):
         fit_weights(weights, twin(DEIT_T))
+
+
+# --- batch statistics of several groups at once --------------------------------------------
+
+
+def normalising(group, channels=3):
+    norm = GroupNormalised(channels, group=group)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+        norm.bias.copy_(torch.tensor([-1.0, 0.0, 1.0]))
+    return norm
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_groups_in_one_pass_are_normalised_as_in_passes_of_their_own(memory):
+    images = torch.randn(12, 3, 5, 4, generator=torch.Generator().manual_seed(0)).to(memory_format=memory)
+    images *= torch.arange(1.0, 13.0)[:, None, None, None]
+    together, apart = normalising(4), [normalising(4) for _ in range(3)]
+    expected = torch.cat([norm(part) for norm, part in zip(apart, images.split(4), strict=True)])
+    found = together(images)
+    torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for name in ("weight", "bias"):
+        gradient = sum(getattr(norm, name).grad for norm in apart)
+        torch.testing.assert_close(getattr(together, name).grad, gradient)
+    for name, value in together.state_dict().items():  # the first group is process 0's
+        torch.testing.assert_close(value, apart[0].state_dict()[name])
+
+
+def test_fewer_images_than_a_group_are_normalised_together_and_a_test_batch_by_what_was_learnt():
+    images = torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    norm, plain = normalising(8), torch.nn.BatchNorm2d(3)
+    plain.load_state_dict(norm.state_dict())
+    torch.testing.assert_close(norm(images), plain(images))
+    norm.group = 2
+    torch.testing.assert_close(norm.eval()(images), plain.eval()(images))
+
+
+def test_a_resnets_statistics_are_those_of_its_recipes_groups():
+    model = build(replace(at_scale(RESNET_50, "smoke"), batch=24, groups=3))
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert {(type(norm), norm.group) for norm in norms} == {(GroupNormalised, 8)}

@@ -89,13 +89,15 @@ def test_however_a_batch_is_divided_the_losses_and_alphas_are_the_same(recipe, d
             assert here["histogram"] == there["histogram"]
             assert here["gradient_norm"] == pytest.approx(there["gradient_norm"], rel=1e-4)
         assert other["correct"] == alone["correct"]
+    # AdamW makes a step of a gradient that is nothing but rounding, and a ResNet of 8 px has some among its millions
+    atol = 1e-3 if recipe == "resnet" else 2e-4
     for name in ("last", "ema"):
         here, there = (
             load_file(next((folder / f"{recipe}-{each}").glob(f"ledger/*/{name}.safetensors")))
             for each in (division, "1x32")
         )
         for parameter, value in there.items():
-            torch.testing.assert_close(here[parameter], value, atol=2e-4, rtol=1e-3, msg=parameter)
+            torch.testing.assert_close(here[parameter], value, atol=atol, rtol=1e-3, msg=parameter)
 
 
 def test_the_alphas_are_those_of_something_that_moves(made):

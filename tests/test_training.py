@@ -460,8 +460,9 @@ def state_before(update, recipe, source, out):
             return original(state, *rest, **options)
         found.update({f"model.{name}": value.clone() for name, value in state.model.state_dict().items()})
         found.update({f"ema.{name}": value.clone() for name, value in state.ema.items()})
-        for number, moments in enumerate(state.optimizer.state.values()):
-            found.update({f"optimizer.{number}.{name}": value.clone() for name, value in moments.items()})
+        found.update(
+            {f"optimizer.{name}": value.clone() for name, value in state.optimizer.tensors().items()}
+        )
         found["alpha"] = state.alpha.clone()
         raise Stop
 
