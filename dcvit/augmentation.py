@@ -1,18 +1,29 @@
-"""What happens to a single image on its way into a batch: timm's transforms, as DeiT and Swin use them."""
+"""What happens to a single image on its way into a batch: timm's transforms, as DeiT and Swin use them.
 
-from collections.abc import Callable, Iterator
+Or the same for a whole batch on its device: what is done is then drawn here for all of it (`draw`), crops
+are cut wherever the images are, and `augmented` flips them and does RandAugment.
+
+Shapes: B samples of a batch, C channels, H x W pixels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 import random
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import posterize as timm_posterize
 import torch
 from torch import Tensor
 
+from dcvit import randaugment
+from dcvit.crops import Crops, draw_crops, draw_flips
 from dcvit.recipe import Recipe
-from dcvit.rng import stream_seed
+from dcvit.resampling import to_device
+from dcvit.rng import host_stream, stream_seed
 
 Transform = Callable[[Image.Image], Tensor]  # RGB image -> uint8 (3, H, W)
 
@@ -46,6 +57,63 @@ def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
     13 raises instead, so that two of a hundred such operations would end a run.
     """
     return timm_posterize(image, bits) if bits > 0 else image.point(lambda value: 0)
+
+
+class Draws(NamedTuple):
+    """What happens to each sample of a batch."""
+
+    crops: Crops
+    flip_B: NDArray[np.bool_]
+    choices: randaugment.Choices | None
+
+    def at(self, positions: Sequence[int] | slice) -> "Draws":
+        """What happens to some of the samples."""
+        return Draws(
+            self.crops.at(positions),
+            self.flip_B[positions],
+            None if self.choices is None else self.choices[positions],
+        )
+
+
+def require_on_device(recipe: Recipe) -> None:
+    """ValueError if the recipe's augmentation has no version for whole batches."""
+    augmentation = recipe.augmentation
+    if augmentation.randaugment is not None:
+        randaugment.settings(augmentation.randaugment)
+    elif augmentation.color_jitter is not None:
+        raise ValueError(
+            f"Augmentation(color_jitter={augmentation.color_jitter}) without RandAugment is done by Pillow only: "
+            "give --augmentation pil"
+        )
+
+
+def draw(recipe: Recipe, *, seed: int, update: int) -> Draws:
+    """Crops, flips and operations of all samples of one update, each from a stream of its own."""
+    augmentation, batch = recipe.augmentation, recipe.batch
+    choices = None
+    if augmentation.randaugment is not None:
+        choices = randaugment.draw(
+            randaugment.settings(augmentation.randaugment),
+            batch,
+            recipe.resolution,
+            host_stream(seed, "randaugment", update),
+        )
+    crops = draw_crops(
+        batch,
+        scale=augmentation.crop_scale,
+        ratio=augmentation.crop_ratio,
+        rng=host_stream(seed, "crops", update),
+    )
+    return Draws(crops, draw_flips(batch, augmentation.flip, host_stream(seed, "flips", update)), choices)
+
+
+def augmented(pixels_BCHW: Tensor, draws: Draws) -> Tensor:
+    """Cropped uint8 images, flipped and with RandAugment; where they are, and possibly in their place."""
+    flipped = np.flatnonzero(draws.flip_B)
+    if len(flipped):
+        where = to_device(flipped, pixels_BCHW.device)
+        pixels_BCHW.index_copy_(0, where, pixels_BCHW.index_select(0, where).flip(3))
+    return pixels_BCHW if draws.choices is None else randaugment.apply(pixels_BCHW, draws.choices)
 
 
 def evaluation_transform(recipe: Recipe) -> Transform:

@@ -1,9 +1,10 @@
 """Batches of a run: which images at which update, and their pixels.
 
-What a batch holds depends on (seed, epoch, image, view) alone: it is the same for any number
-of workers, and update 1000 can be made without the 999 before it.
+What a batch holds depends on (seed, epoch, image, view) alone, or, where the device augments, on (seed,
+update, position): it is the same for any number of workers, and update 1000 can be made without the 999
+before it.
 
-Shapes: B samples of G groups, S updates an epoch.
+Shapes: B samples of G groups, S updates an epoch; C channels, H x W pixels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,12 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 from dcvit.augmentation import evaluation_transform, seed_transform, training_transform
 from dcvit.datasets import Pictures
 from dcvit.feed import Feed
+from dcvit.feeding import Batch, Update, fed
 from dcvit.recipe import Recipe
 from dcvit.rng import stream
 from dcvit.schedules import updates_per_epoch
 
+__all__ = ["Batch"]  # from here for all who use batches
 CPU = torch.device("cpu")
-Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W), int64 (B,)
 
 
 def epoch_order(images: int, recipe: Recipe, *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
@@ -58,19 +60,52 @@ def training_batches(
     feed: Feed = Feed(),
     device: torch.device = CPU,
 ) -> Iterator[Batch]:
-    """All batches of a run from update number `start` on, epoch after epoch; of each the samples at `positions`."""
+    """All batches of a run from update number `start` on, epoch after epoch; of each the samples at `positions`.
+
+    With augmentation "device" `workers` are threads, and a batch may lie on the device already; else they are
+    processes. ValueError, DataError or EnvironmentProblem if the images can't be fed so.
+    """
     at = slice(None) if positions is None else list(positions)
+    if feed.augments(device.type) == "device":
+        updates = (
+            Update(epoch * len(image_SB) + number, image_SB[number, at].tolist())
+            for epoch, image_SB, _, first in _epochs(len(pictures), recipe, seed=seed, start=start)
+            for number in range(first, len(image_SB))
+        )
+        return fed(
+            pictures,
+            recipe,
+            updates,
+            seed=seed,
+            positions=at,
+            workers=workers,
+            pinned=pinned,
+            feed=feed,
+            device=device,
+        )
+    if problem := feed.problem(device.type):
+        raise ValueError(problem)
+    keys = (
+        [(epoch, image, view) for image, view in zip(images, views, strict=True)]
+        for epoch, image_SB, view_SB, first in _epochs(len(pictures), recipe, seed=seed, start=start)
+        for images, views in zip(image_SB[first:, at].tolist(), view_SB[first:, at].tolist(), strict=True)
+    )
+    return _loaded(_Views(pictures, recipe, seed), keys, workers=workers, pinned=pinned)
 
-    def keys() -> Iterator[list[tuple[int, int, int]]]:
-        updates = updates_per_epoch(len(pictures), recipe)
-        for epoch in range(start // updates, recipe.epochs):
-            image_SB, view_SB = epoch_order(len(pictures), recipe, seed=seed, epoch=epoch)
-            first = max(start - epoch * updates, 0)
-            mine = image_SB[first:, at].tolist(), view_SB[first:, at].tolist()
-            for images, views in zip(*mine, strict=True):
-                yield [(epoch, image, view) for image, view in zip(images, views, strict=True)]
 
-    yield from loader(_Views(pictures, recipe, seed), list_of_keys=keys(), workers=workers, pinned=pinned)
+def _epochs(
+    images: int, recipe: Recipe, *, seed: int, start: int
+) -> Iterator[tuple[int, Tensor, Tensor, int]]:
+    """The epochs that are left at update number `start`: number, order (images, views), updates that are done."""
+    updates = updates_per_epoch(images, recipe)
+    for epoch in range(start // updates, recipe.epochs):
+        image_SB, view_SB = epoch_order(images, recipe, seed=seed, epoch=epoch)
+        yield epoch, image_SB, view_SB, max(start - epoch * updates, 0)
+
+
+def _loaded(dataset: Dataset, keys: Iterator[list[Any]], *, workers: int, pinned: bool) -> Iterator[Batch]:
+    """What `loader` makes; no process is started before the first batch is asked for."""
+    yield from loader(dataset, list_of_keys=keys, workers=workers, pinned=pinned)
 
 
 def evaluation_batches(

@@ -1,0 +1,250 @@
+"""Batches that the device augments: decoded and cropped by threads, or taken from images that are held.
+
+Crops of JPEGs and others are made on the host, one by one, straight into the batch; where all images are
+on a GPU, or it decodes them, it crops them too. Flips and RandAugment follow on the device.
+
+Shapes: B samples of a batch, C channels, S the side of the square.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dcvit.ahead import Job, finished
+from dcvit.augmentation import Draws, augmented, draw, require_on_device
+from dcvit.cache import cached, file_in, side_for
+from dcvit.crops import Crops, boxes
+from dcvit.datasets import Pictures
+from dcvit.decoding import RGB, as_tensor, decoded, is_plain
+from dcvit.errors import EnvironmentProblem
+from dcvit.feed import Feed
+from dcvit.recipe import Recipe
+from dcvit.resampling import resize_into
+from dcvit.stored import Stored, in_memory, joined, moved
+
+TOGETHER = 4  # images that a thread takes at a time
+
+Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W), int64 (B,)
+Ratio = tuple[float, float]
+
+
+class Update(NamedTuple):
+    """An update and the images at this process's positions of it."""
+
+    number: int
+    images: list[int]
+
+
+class _Cut(NamedTuple):
+    """Crops that are being made: pixels on the host or on the device, and how they are to be changed there."""
+
+    pixels_BCSS: Tensor
+    images: list[int]
+    draws: Draws
+
+
+def fed(
+    pictures: Pictures,
+    recipe: Recipe,
+    updates: Iterator[Update],
+    *,
+    seed: int,
+    positions: Sequence[int] | slice,
+    workers: int,
+    pinned: bool,
+    feed: Feed,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """A batch for each update, on the device; `workers` threads make them on the host, or none.
+
+    What needs long, making a cache or decoding all images, is done before this returns. ValueError,
+    DataError or EnvironmentProblem if the images can't be fed so.
+    """
+    require_on_device(recipe)
+    if feed.decoder == "gpu" and device.type != "cuda":
+        raise EnvironmentProblem(
+            f"decoder gpu needs a CUDA device, and this is {device.type}: use decoder cpu"
+        )
+    if feed.decoder == "gpu" and feed.cache is not None:
+        raise ValueError("decoder gpu is for JPEGs, and a cache has none: leave out one of the two")
+    tasks = (
+        (update.images, draw(recipe, seed=seed, update=update.number).at(positions)) for update in updates
+    )
+    held, opened, threads = _opened(pictures, recipe, feed, device, workers)
+    cuts: Iterator[_Cut]
+    if device.type == "cuda" and held is not None:
+        cuts = (_held(held, recipe, *task) for task in tasks)
+    elif feed.decoder == "gpu":
+        cuts = _decoded_there(pictures, recipe, tasks, threads=workers, device=device)
+    else:
+        jobs = (_job(opened, recipe, *task, pinned=pinned) for task in tasks)
+        cuts = finished(jobs, threads=threads)
+    return _augmented(cuts, pictures, pinned=pinned, device=device)
+
+
+def made_cache(
+    folder: Path, pictures: Pictures, recipe: Recipe, *, threads: int, stopped: Callable[[], str] = str
+) -> Stored:
+    """The cache in a folder that a recipe's images have there, made where it is missing; see `cache.cached`."""
+    side = side_for(recipe.resolution)
+    return cached(file_in(folder, pictures, side), pictures, side, threads=threads, stopped=stopped)
+
+
+def _opened(
+    pictures: Pictures, recipe: Recipe, feed: Feed, device: torch.device, workers: int
+) -> tuple[Stored | None, Callable[[int], Tensor], int]:
+    """All images on a GPU with room for them, or None; and how one is had on the host, by how many threads."""
+    many = workers or os.cpu_count() or 1  # for what is done once; nobody's numbers hang on it
+    if feed.cache is not None:
+        kept = made_cache(feed.cache, pictures, recipe, threads=many)
+        return moved(kept, device), kept.image, workers
+    if (held := in_memory(pictures, device, threads=many)) is not None:
+        return held, held.image, 0
+    if pictures.held:
+        here = [decoded(pictures, index) for index in range(len(pictures))]
+        return None, here.__getitem__, workers if device.type == "cuda" else 0
+    return None, partial(decoded, pictures), workers
+
+
+def _augmented(
+    cuts: Iterator[_Cut], pictures: Pictures, *, pinned: bool, device: torch.device
+) -> Iterator[Batch]:
+    """The crops, flipped and with RandAugment, and their labels."""
+    side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    try:
+        for pixels_BCSS, images, draws in cuts:
+            labels_B = pictures.labels[images]
+            if side_stream is not None:
+                pixels_BCSS = _beside(pixels_BCSS, side_stream, device)
+                labels_B = (labels_B.pin_memory() if pinned else labels_B).to(device, non_blocking=True)
+            yield augmented(pixels_BCSS, draws), labels_B
+    finally:
+        close = getattr(cuts, "close", None)  # ends the threads now, not when somebody collects them
+        if close is not None:
+            close()
+
+
+def _beside(pixels_BCSS: Tensor, stream: torch.cuda.Stream, device: torch.device) -> Tensor:
+    """The pixels on the device, copied while that is still at the update before."""
+    if pixels_BCSS.device.type == "cuda":
+        return pixels_BCSS
+    with torch.cuda.stream(stream):
+        there = pixels_BCSS.to(device, non_blocking=True)
+    torch.cuda.current_stream(device).wait_stream(stream)
+    there.record_stream(torch.cuda.current_stream(device))
+    return there
+
+
+# --- on the host ---------------------------------------------------------------------------
+
+
+def _job(
+    opened: Callable[[int], Tensor], recipe: Recipe, images: list[int], draws: Draws, *, pinned: bool
+) -> Job[_Cut]:
+    """Cropping one batch, of which each image is opened once however often it comes."""
+    # Anew for every batch: whoever got one may keep it, and torch itself sees to it that pinned memory
+    # comes back only when it has been copied.
+    side = recipe.resolution
+    pixels_BCSS = torch.empty(len(images), 3, side, side, dtype=torch.uint8, pin_memory=pinned)
+    places: dict[int, list[int]] = {}
+    for place, image in enumerate(images):
+        places.setdefault(image, []).append(place)
+    views = list(places.items())
+    parts = [
+        partial(
+            _cut,
+            opened,
+            views[first : first + TOGETHER],
+            draws.crops,
+            recipe.augmentation.crop_ratio,
+            pixels_BCSS,
+        )
+        for first in range(0, len(views), TOGETHER)
+    ]
+    return Job(_Cut(pixels_BCSS, images, draws), parts)
+
+
+def _cut(
+    opened: Callable[[int], Tensor],
+    views: Sequence[tuple[int, list[int]]],
+    crops: Crops,
+    ratio: Ratio,
+    out_BCSS: Tensor,
+) -> None:
+    """Crops some images and writes each to its places in the batch."""
+    found = [(image, place) for index, places in views for image in [opened(index)] for place in places]
+    sizes_N2 = np.array([image.shape[1:] for image, _ in found])
+    box_N4 = boxes(crops.at([place for _, place in found]), *sizes_N2.T, ratio=ratio).tolist()
+    for (image, place), box in zip(found, box_N4, strict=True):
+        resize_into(out_BCSS[place], image, box)
+
+
+# --- on a GPU ------------------------------------------------------------------------------
+
+
+def _held(held: Stored, recipe: Recipe, images: list[int], draws: Draws) -> _Cut:
+    """Crops of images that are on the device."""
+    box_B4 = boxes(
+        draws.crops, held.height_N[images], held.width_N[images], ratio=recipe.augmentation.crop_ratio
+    )
+    return _Cut(held.crops(images, box_B4, recipe.resolution), images, draws)
+
+
+def _decoded_there(
+    pictures: Pictures,
+    recipe: Recipe,
+    tasks: Iterator[tuple[list[int], Draws]],
+    *,
+    threads: int,
+    device: torch.device,
+) -> Iterator[_Cut]:
+    """Crops of images that the GPU decodes, ahead of who wants them."""
+
+    def job(images: list[int], draws: Draws) -> Job[list[_Cut]]:
+        result: list[_Cut] = []
+
+        def part() -> None:
+            one_each = sorted(set(images))
+            number = {image: at for at, image in enumerate(one_each)}
+            stream = torch.cuda.Stream(device)  # not behind the updates that the device is at
+            with torch.cuda.stream(stream):
+                stored = joined(_by_gpu(pictures, one_each, device), device)
+                cut = _held(stored, recipe, [number[image] for image in images], draws)
+            stream.synchronize()  # a thread may wait
+            result.append(cut._replace(images=images))
+
+        return Job(result, [part])
+
+    for (cut,) in finished((job(*task) for task in tasks), threads=2 if threads > 1 else 1):
+        cut.pixels_BCSS.record_stream(torch.cuda.current_stream(device))
+        yield cut
+
+
+def _by_gpu(pictures: Pictures, images: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Decoded images on the device; those that nvJPEG does not take are decoded on the host."""
+    files = [pictures.encoded(image) if pictures.encoded else b"" for image in images]
+    plain = [number for number, file in enumerate(files) if is_plain(file)]
+    there: dict[int, Tensor] = {}
+    with suppress(RuntimeError):
+        there = dict(zip(plain, _nvjpeg([files[number] for number in plain], device), strict=True))
+    if not there:  # one of them fails: which?
+        for number in plain:
+            with suppress(RuntimeError):
+                (there[number],) = _nvjpeg([files[number]], device)
+    return [
+        there[number] if number in there else decoded(pictures, image).to(device)
+        for number, image in enumerate(images)
+    ]
+
+
+def _nvjpeg(files: Sequence[bytes], device: torch.device) -> list[Tensor]:
+    return (
+        torch.ops.image.decode_jpegs_cuda([as_tensor(file) for file in files], RGB, device) if files else []
+    )
