@@ -1,0 +1,482 @@
+"""What to do with a GPU that one has for some minutes: the tests that need it, benchmarks, then runs of scale small.
+
+    python -m benchmarks.on_gpu --minutes 30 --out runs/gpu --data FOLDER
+    python -m benchmarks.on_gpu --minutes 2 --out runs/tiny --device cpu --tiny    the same on a CPU, at tiny size
+
+In this order: tests/test_cuda.py; every benchmark; Tables 3, 4, 5, 2, 1 and 6 at scale small, with one seed, then two,
+and so on. What is done is written down in OUT/progress.json, so that the same command goes on; after a change of the
+code tests and benchmarks are done anew. Every stage's log is in OUT, results are in OUT/results/CODE, runs in
+OUT/small. No network is needed. A stage that fails, or lacks a package, costs only itself.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+import hashlib
+from importlib.util import find_spec
+import json
+import os
+from pathlib import Path
+import re
+import signal
+from statistics import median
+import subprocess
+import sys
+from time import monotonic
+from typing import Any, Literal
+
+from benchmarks.measuring import markdown
+from dcvit.provenance import provenance
+
+ROOT = Path(__file__).parent.parent
+TABLES = {
+    3: "table3_manipulation",
+    4: "table4_erasing_rate",
+    5: "table5_backbones",
+    2: "table2_topk_probe",
+    1: "table1_stage_ablation",
+    6: "table6_resnet50",
+}
+# The ones that the issue is about first; what is not named here comes after them.
+FIRST = ("step", "transform", "randaugment", "end_to_end", "overhead", "loading", "many_runs", "growth")
+TEST_SECONDS = 240.0
+SEEDS = 5
+RESERVE = 15.0  # seconds of the call for its own end, and for a stage that is told to stop to save its state
+LEAST = 20.0  # seconds in which a stage can do anything at all
+
+Kind = Literal["tests", "benchmark", "runs"]
+What = Literal["done", "failed", "cut off", "to go on", "a package is missing", "no time left"]
+FINAL: tuple[What, ...] = ("done", "failed", "cut off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A command with a name, by which progress.json knows it. The command gets --minutes if it is of runs."""
+
+    name: str
+    kind: Kind
+    command: tuple[str, ...]
+    limit: float | None = None  # seconds; None: all that are left
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a stage ended."""
+
+    what: What
+    seconds: float
+    code: int | None = None
+    note: str = ""
+    numbers: str = ""
+    final: bool = False  # not to be done again by the next call, as long as the code is the same
+    made_by: str = ""
+
+
+# --- what there is to do -------------------------------------------------------------------
+
+
+def stages(
+    *,
+    out: Path,
+    data: str | None = None,
+    cpu: bool = False,
+    tiny: bool = False,
+    benchmark_seconds: float = 300.0,
+    runs_per_gpu: int | None = None,
+    benchmarks: Sequence[str] | None = None,
+    code: str = "code",
+    has_hypothesis: bool = True,
+) -> list[Stage]:
+    """All stages in order; `benchmarks` are the names of files without bench_ and .py, `code` names the code."""
+    python, results = sys.executable, out / "results" / code
+    pytest = (
+        python,
+        "-m",
+        "pytest",
+        "-W",
+        "default",
+    )  # a newer or older library's warning is no failure here
+    tests = () if has_hypothesis else ("--noconftest",)
+    found = [
+        Stage(
+            name="cuda tests",
+            kind="tests",
+            command=(*pytest, "-m", "cuda", "tests/test_cuda.py", *tests),
+            limit=TEST_SECONDS,
+        )
+    ]
+    for name in in_order(benchmarks if benchmarks is not None else files(tiny=tiny)):
+        how = (
+            ("--benchmark-disable",) if tiny else ("-s", "--skip-measured", "--results-folder", str(results))
+        )
+        found.append(
+            Stage(
+                name=f"benchmark {name}",
+                kind="benchmark",
+                command=(*pytest, f"benchmarks/bench_{name}.py", *how),
+                limit=benchmark_seconds,
+            )
+        )
+    scale = "smoke" if tiny else "small"
+    options = [
+        *("--scale", scale, "--out", str(out / scale)),
+        *(() if data is None or tiny else ("--data", data)),
+        *(("--device", "cpu") if cpu else ()),
+        *(("--train-images", "64", "--test-images", "20") if tiny else ()),
+        *(() if runs_per_gpu is None else ("--runs-per-gpu", str(runs_per_gpu))),
+    ]
+    found += [
+        Stage(
+            name=f"table {number}, {seeds} seed{'s' if seeds > 1 else ''}",
+            kind="runs",
+            command=(
+                *(python, "-m", f"reproductions.{TABLES[number]}", *options, "--seeds", str(seeds)),
+                *(("--only", "DeiT-T") if tiny and number == 3 else ()),
+            ),
+        )
+        for seeds in range(1, 2 if tiny else SEEDS + 1)
+        for number in ((3, 6) if tiny else TABLES)
+    ]
+    return found
+
+
+def files(*, tiny: bool) -> list[str]:
+    """The benchmarks that there are; at tiny size one, since `tox -e benchmark` runs all of them anyway."""
+    if tiny:
+        return ["overhead"]
+    return [path.stem.removeprefix("bench_") for path in sorted((ROOT / "benchmarks").glob("bench_*.py"))]
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """Benchmarks by importance.
+
+    >>> in_order(["another", "growth", "step"])
+    ['step', 'growth', 'another']
+    """
+    return sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+
+
+def seconds_for(stage: Stage, left: float) -> float | None:
+    """For how long a stage may run when so many seconds of the call are left; None if it is not worth beginning."""
+    available = left - RESERVE
+    if available < LEAST:
+        return None
+    return available if stage.limit is None else min(stage.limit, available)
+
+
+def command_of(stage: Stage, seconds: float) -> list[str]:
+    """The command line; what makes runs is told its minutes, so that it saves what is not finished."""
+    minutes = ["--minutes", f"{max(seconds - RESERVE, 1) / 60:.2f}"] if stage.kind == "runs" else []
+    return [*stage.command, *minutes]
+
+
+def still_to_do(all_stages: Sequence[Stage], progress: Mapping[str, Ended], made_by: str) -> list[Stage]:
+    """The stages that have not come to an end with this code.
+
+    Runs are never told to be done by another code's word: their command sees by itself which records there are.
+    """
+
+    def over(stage: Stage) -> bool:
+        ended = progress.get(stage.name)
+        return ended is not None and ended.final and ended.made_by == made_by
+
+    return [stage for stage in all_stages if not over(stage)]
+
+
+def ended(
+    stage: Stage,
+    *,
+    code: int,
+    log: str,
+    seconds: float,
+    given: float,
+    timed_out: bool,
+    had_the_whole_call: bool,
+    got_on: bool = False,
+    made_by: str = "",
+) -> Ended:
+    """How a stage ended, by its exit code and its log.
+
+    A test or benchmark that ran to its end is not done again even if something in it failed, nor is one that took more
+    time than it may, or than any call like this one has, unless it got on: then the next call does the rest. Runs are:
+    their command does only what is missing.
+    """
+    missing = re.findall(r"No module named '?([\w.]+)'?", log)
+    what: What
+    if code != 0 and missing:
+        package = missing[-1].split(".")[0]
+        what, note = (
+            "a package is missing",
+            f"{package}: install it, or name a folder that has it in PYTHONPATH",
+        )
+    elif timed_out:
+        full = stage.limit is not None and given >= stage.limit
+        final = stage.kind != "runs" and (full or had_the_whole_call) and not got_on
+        what, note = ("cut off" if final else "to go on"), f"after {given:.0f} s"
+    elif stage.kind == "runs" and (code == 75 or (code == 2 and "more --minutes" in log)):
+        what, note = "to go on", reason(log)
+    else:
+        what, note = ("done", "") if code == 0 else ("failed", f"exit code {code}: {reason(log)}")
+    return Ended(
+        what=what,
+        seconds=seconds,
+        code=code,
+        note=note,
+        final=what == "done" or (stage.kind != "runs" and what in FINAL),
+        made_by=made_by,
+    )
+
+
+def reason(log: str) -> str:
+    """The last line of a log that says what went wrong, or else its last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith(("error:", "E  ", "FAILED", "ERROR"))]
+    return (telling or lines or [""])[-1][:200]
+
+
+# --- numbers -------------------------------------------------------------------------------
+
+
+def numbers(stage: Stage, log: str, out: Path) -> str:
+    """The few numbers of a stage that its line of the last table shows."""
+    if stage.kind == "runs":
+        return _of_runs(Path(stage.command[stage.command.index("--out") + 1]))
+    if stage.kind == "benchmark" and (found := _of_benchmark(stage.name.removeprefix("benchmark "), out)):
+        return found
+    counts = re.findall(r"\d+ (?:passed|failed|skipped|errors?)", log)
+    return ", ".join(dict.fromkeys(counts[-4:]))
+
+
+def _of_benchmark(name: str, out: Path) -> str:
+    shown = []
+    for path in sorted((out / "results").glob("*/*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8"))["results"]:
+            if row["name"].startswith(f"bench_{name}::"):
+                telling = {
+                    key: value
+                    for key, value in row["extra_info"].items()
+                    if isinstance(value, (int, float)) and re.search("times|per_second|over|exponent", key)
+                }
+                shown += [f"{key.replace('_', ' ')} {value:.3g}" for key, value in list(telling.items())[:2]]
+    return "; ".join(shown[:6])
+
+
+def measured_count(out: Path) -> int:
+    """How many results there are by now."""
+    paths = (out / "results").glob("*/*.json")
+    return sum(len(json.loads(path.read_text(encoding="utf-8"))["results"]) for path in paths)
+
+
+def _of_runs(folder: Path) -> str:
+    rates = []
+    for path in folder.glob("ledger/*/record.json"):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            rates.append(record["samples_seen"] / record["seconds"])
+        except (OSError, ValueError, KeyError, ZeroDivisionError):
+            continue
+    return f"{len(rates)} records, {median(rates):,.0f} img/s in the middle" if rates else "no records"
+
+
+# --- doing it ------------------------------------------------------------------------------
+
+
+def code_name() -> str:
+    """Commit and changes, or the hash of the sources where git does not say."""
+    made = provenance()
+    if made["commit"]:
+        return f"{made['commit'][:12]}{'-' + made['difference'] if made['dirty'] else ''}"
+    digest = hashlib.sha256()
+    for folder in ("dcvit", "benchmarks", "reproductions", "tests"):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return f"sources-{digest.hexdigest()[:12]}"
+
+
+def read_progress(path: Path) -> dict[str, Ended]:
+    """What earlier calls did; nothing where the file is missing or damaged, which is said."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["stages"]
+        return {name: Ended(**facts) for name, facts in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError) as error:
+        print(f"{path} can't be read ({error}): everything is done anew", file=sys.stderr)
+        return {}
+
+
+def write_progress(path: Path, progress: Mapping[str, Ended]) -> None:
+    """In one move: a kill leaves the old file or the new one."""
+    facts = {"stages": {name: asdict(ended) for name, ended in progress.items()}}
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def run(command: Sequence[str], log: Path, seconds: float, *, grace: float = RESERVE) -> tuple[int, bool]:
+    """Exit code, and whether the time was up: then it was told to stop, and after `grace` seconds killed.
+
+    Whatever the command started ends with it.
+    """
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    with log.open("ab") as target:
+        target.write(f"$ {' '.join(command)}\n".encode())
+        target.flush()
+        child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=target,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            return child.wait(seconds), False
+        except subprocess.TimeoutExpired:
+            child.terminate()
+            try:
+                return child.wait(grace), True
+            except subprocess.TimeoutExpired:
+                return -signal.SIGKILL, True
+        finally:
+            _kill_group(child)
+
+
+def _kill_group(child: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def go(all_stages: Sequence[Stage], out: Path, *, seconds: float, made_by: str) -> dict[str, Ended]:
+    """Does the stages that are left, in order, in so many seconds; gives how all of them stand."""
+    begun = monotonic()
+    path = out / "progress.json"
+    progress = read_progress(path)
+    todo = still_to_do(all_stages, progress, made_by)
+    tried = 0
+    for stage in todo:
+        given = seconds_for(stage, seconds - (monotonic() - begun))
+        if given is None:
+            if stage.name not in progress or progress[stage.name].made_by != made_by:
+                progress[stage.name] = Ended(what="no time left", seconds=0.0, made_by=made_by)
+            continue
+        log = out / f"{re.sub('[^a-z0-9]+', '-', stage.name)}.log"
+        before = log.stat().st_size if log.exists() else 0
+        print(f"{stage.name}: at most {given:.0f} s, log {log}", flush=True)
+        started, measured = monotonic(), measured_count(out)
+        try:
+            code, timed_out = run(command_of(stage, given), log, given)
+            said = log.read_bytes()[before:].decode(errors="replace")
+            one = ended(
+                stage,
+                code=code,
+                log=said,
+                seconds=monotonic() - started,
+                given=given,
+                timed_out=timed_out,
+                had_the_whole_call=tried == 0,
+                got_on=measured_count(out) > measured,
+                made_by=made_by,
+            )
+            one = Ended(**{**asdict(one), "numbers": numbers(stage, said, out)})
+        except Exception as error:  # the next stage can still be done
+            one = Ended(what="failed", seconds=monotonic() - started, note=f"{type(error).__name__}: {error}")
+        tried += 1
+        progress[stage.name] = one
+        write_progress(path, progress)
+        print(f"{stage.name}: {one.what} {one.note}", flush=True)
+    write_progress(path, progress)
+    return progress
+
+
+def summary(all_stages: Sequence[Stage], progress: Mapping[str, Ended]) -> str:
+    """The table at the end: stage, what happened, seconds, key numbers."""
+    lines = []
+    for stage in all_stages:
+        one = progress.get(stage.name, Ended(what="no time left", seconds=0.0))
+        happened = f"{one.what}: {one.note}" if one.note else one.what
+        lines.append([stage.name, happened, f"{one.seconds:.0f}" if one.seconds else "", one.numbers])
+    return markdown(["stage", "what happened", "seconds", "numbers"], lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """75 if something is left for the next call, else 1 if something failed, else 0; 3 without a GPU."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.on_gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, required=True, metavar="N", help="end after so many")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="progress, logs, results and runs"
+    )
+    parser.add_argument(
+        "--data", metavar="FOLDER", help="of Imagenette (160 px), for the runs; else DCVIT_DATA"
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, scale smoke: does it work?")
+    parser.add_argument(
+        "--benchmark-seconds", type=float, default=300.0, metavar="N", help="at most, a file (300)"
+    )
+    parser.add_argument("--runs-per-gpu", type=int, metavar="K", help="as the tables' commands have it")
+    parser.add_argument("--skip", action="append", default=[], choices=("tests", "benchmark", "runs"))
+    arguments = parser.parse_args(argv)
+    if not arguments.minutes > 0:
+        parser.error("--minutes takes a number above 0")
+    begun = monotonic()
+
+    if arguments.device == "cuda" and (problem := no_gpu()):
+        print(f"error: {problem}", file=sys.stderr)
+        return 3
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    data = arguments.data and str(Path(arguments.data).resolve())
+    all_stages = [
+        stage
+        for stage in stages(
+            out=out,
+            data=data,
+            cpu=arguments.device == "cpu",
+            tiny=arguments.tiny,
+            benchmark_seconds=arguments.benchmark_seconds,
+            runs_per_gpu=arguments.runs_per_gpu,
+            code=code_name(),
+            has_hypothesis=find_spec("hypothesis") is not None,
+        )
+        if stage.kind not in arguments.skip
+    ]
+    made_by = f"{code_name()}, {arguments.device}{', tiny' if arguments.tiny else ''}"
+    left = 60 * arguments.minutes - (monotonic() - begun)
+    progress = go(all_stages, out, seconds=left, made_by=made_by)
+    text = summary(all_stages, progress)
+    (out / "summary.md").write_text(f"{text}\n", encoding="utf-8")
+    print(f"\n{text}")
+    return exit_code([progress[stage.name].what for stage in all_stages])
+
+
+def exit_code(what: Sequence[What]) -> int:
+    """75 before 1 before 0: something is left, something failed, all is done.
+
+    >>> exit_code(["failed", "to go on"]), exit_code(["done", "a package is missing"]), exit_code(["done", "cut off"])
+    (75, 1, 0)
+    """
+    if {"to go on", "no time left"} & set(what):
+        return 75
+    return 1 if {"failed", "a package is missing"} & set(what) else 0
+
+
+def no_gpu() -> str:
+    """Why there is no GPU to be used; empty if there is one."""
+    if find_spec("torch") is None:
+        return "torch is not installed: nothing of this can run"
+    import torch
+
+    return (
+        "" if torch.cuda.is_available() else "torch sees no CUDA device; --device cpu --tiny tries the rest"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
