@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dcvit.checking import as_json, as_text, examine
 from dcvit.errors import DATA_OR_ENVIRONMENT, OK, DataError
+from dcvit.estimating import cores
 from dcvit.options import add_data, add_device, at_least_one, not_negative
-from dcvit.planning import cores
 from dcvit.published import beside_print, tagged
 from dcvit.scores import ProtocolName, write
 from dcvit.scores import as_text as score_as_text

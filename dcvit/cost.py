@@ -1,15 +1,18 @@
 """What a run will cost, by arithmetic and by what others took. Estimates, and printed as such. No torch."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from statistics import median
 from typing import NamedTuple
 
+from dcvit.feed import Augmenting
 from dcvit.recipe import Backbone, Recipe, ResNet, SwinTransformer, VisionTransformer
 
 GPU_FLOPS = 2.0e14  # sustained by one H100 in bfloat16, within a factor of two for these models
 CORE_FLOPS = 3.0e10  # one CPU core, small matrices in float32
 CORE_UPDATE = 0.016  # seconds of Python and small operations in an update on a CPU
-CORE_DECODES = 240  # full-size images a second and core: decode, crop, RandAugment
+# full-size images a second and core (pytest benchmarks/bench_loading.py):
+CORE_DECODES = 240  # by PIL: decode, crop, RandAugment
+CORE_DECODES_DEVICE = 700  # by threads that only decode and crop, for a device that does the rest
 RESNET_50_MACS = 4.1e9  # at 224 px
 STEM = 64  # channels of a ResNet's first convolution, whatever the width of its stages
 HALF, FULL = 2, 4  # bytes of a number in bfloat16 and in float32
@@ -149,13 +152,36 @@ def _bottlenecks(resnet: ResNet, resolution: int) -> Iterator[_Bottleneck]:
 # --- time ----------------------------------------------------------------------------------
 
 
-def estimated_seconds(recipe: Recipe, *, images: int, gpu: bool, cores: int) -> float:
-    """Wall time of a run on one GPU fed by `cores` cores, or on one core of a CPU; a rough estimate."""
+def estimated_seconds(
+    recipe: Recipe, *, images: int, gpu: bool, cores: int, augmentation: Augmenting | None = None
+) -> float:
+    """Wall time of a run on one GPU fed by `cores` cores, or on one core of a CPU; a rough estimate.
+
+    Without a word about augmentation it is the GPU's own. On a CPU it makes no difference here: a core that
+    trains waits little for images, and smoke's are decoded once.
+    """
     samples = recipe.epochs * images
     flops = 6 * multiply_adds(recipe.backbone, recipe.resolution) * samples
     if gpu:
-        return max(flops / GPU_FLOPS, samples / (CORE_DECODES * cores))
+        fed = loading_seconds(recipe, images=images, cores=cores, augmentation=augmentation or "device")
+        return max(flops / GPU_FLOPS, fed)
     return flops / CORE_FLOPS + samples / recipe.batch * CORE_UPDATE
+
+
+def loading_seconds(
+    recipe: Recipe, *, images: int, cores: int, augmentation: Augmenting, a_core: float | None = None
+) -> float:
+    """How long `cores` cores load the images of a run, at `a_core` images a second each (None: the constants above).
+
+    For a device that augments, an image that comes several times in an epoch is decoded once.
+
+    >>> from dcvit.baselines import DEIT_T
+    >>> [loading_seconds(DEIT_T, images=480_000, cores=1, augmentation=how, a_core=240) for how in ("pil", "device")]
+    [600000.0, 200000.0]
+    """
+    rates = {"pil": CORE_DECODES, "device": CORE_DECODES_DEVICE}
+    views = recipe.augmentation.repeats if augmentation == "device" else 1
+    return recipe.epochs * images / views / ((a_core or rates[augmentation]) * cores)
 
 
 class Took(NamedTuple):
@@ -165,26 +191,28 @@ class Took(NamedTuple):
     images: int  # of training
     gpu: bool
     seconds: float
+    augmentation: Augmenting = "pil"
+
+
+Base = Callable[[Recipe, int, Augmenting], float]  # of a recipe, number of images and augmentation
 
 
 def calibrated_seconds(
-    recipe: Recipe, finished: Iterable[Took], *, images: int, gpu: bool, cores: int
+    recipe: Recipe, finished: Iterable[Took], *, images: int, gpu: bool, augmentation: Augmenting, base: Base
 ) -> float:
     """Wall time of a run, by the finished ones on the same kind of device; a better estimate the more there are.
 
-    Where runs are alike (backbone, resolution, epochs, batch, number of images), the median of
-    what those took. Else the arithmetic of `estimated_seconds` times the median ratio of
-    measured to arithmetic; without any, arithmetic alone.
+    Where runs are alike (backbone, resolution, epochs, batch, augmentation, number of images), the median of
+    what those took. Else what `base` says, such as `estimated_seconds`, times the median ratio of what runs took to
+    what it says of them; without any, that alone.
     """
     here = [took for took in finished if took.gpu == gpu]
-    alike = [took.seconds for took in here if _size(took.recipe, took.images) == _size(recipe, images)]
+    size = (*_size(recipe, images), augmentation)
+    alike = [took.seconds for took in here if (*_size(took.recipe, took.images), took.augmentation) == size]
     if alike:
         return median(alike)
-    ratios = [
-        took.seconds / estimated_seconds(took.recipe, images=took.images, gpu=gpu, cores=cores)
-        for took in here
-    ]
-    return estimated_seconds(recipe, images=images, gpu=gpu, cores=cores) * median(ratios or [1.0])
+    ratios = [took.seconds / base(took.recipe, took.images, took.augmentation) for took in here]
+    return base(recipe, images, augmentation) * median(ratios or [1.0])
 
 
 def _size(recipe: Recipe, images: int) -> tuple[Backbone, int, int, int, int]:

@@ -6,6 +6,7 @@ import shutil
 import sys
 
 from dcvit.errors import DATA_OR_ENVIRONMENT, OK, DataError
+from dcvit.feed import Feed
 from dcvit.provenance import provenance
 from dcvit.sources import Source, find
 
@@ -41,6 +42,9 @@ def examine() -> int:
     ]
     print(f"CUDA          {'; '.join(gpus) or 'no device'}")
 
+    print(f"augmentation  {Feed().augments('cuda' if gpus else 'cpu')} (the default here; --augmentation)")
+    print(f"C++ compiler  {_compiler() or 'none: on a CPU the batch transform stays slower'}")
+
     source, problem = _images()
     print(f"DCVIT_DATA    {os.environ.get('DCVIT_DATA') or 'not set'}")
     if source is not None:
@@ -52,6 +56,12 @@ def examine() -> int:
         print(f"              {problem}")
     print(f"\nnext: {_next(source, gpu=bool(gpus))}")
     return OK
+
+
+def _compiler() -> str | None:
+    """The C++ compiler that torch.compile would use on a CPU: what CXX names, else g++ or clang++."""
+    names = filter(None, (os.environ.get("CXX"), "g++", "clang++"))
+    return next((found for name in names if (found := shutil.which(name))), None)
 
 
 def _images() -> tuple[Source | None, str]:

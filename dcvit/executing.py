@@ -70,6 +70,9 @@ def _in_this_process(run: Run, place: Place, observe: Observe, stopped: Stopped)
             # the bits of a result depend on the number of threads, and small networks gain nothing by more
             torch.set_num_threads(1)
         with joined(device) if place.is_member else nullcontext(ALONE) as world:
+            # before it is claimed: making a large one takes minutes, in which no claim would give a sign of life
+            if place.feed.cache is not None:
+                _make_cache(run, place, place.feed.cache, stopped)
             return _claimed(run, place, device, observe, stopped, world)
     except _EndedAlone as ended:
         if (
@@ -77,12 +80,22 @@ def _in_this_process(run: Run, place: Place, observe: Observe, stopped: Stopped)
         ):  # taken over; started again they will all hear that somebody is at it
             raise RankLost(ended.outcome.problem) from ended
         return ended.outcome
+    except Paused as error:
+        return Outcome(problem=str(error), kind="paused")
     except RankLost:
         raise  # for whoever started the processes: they can be started again
     except Exception as error:
         return _ended_badly(error, place, place.folder_of(run))
     finally:
         torch.set_num_threads(threads)
+
+
+def _make_cache(run: Run, place: Place, folder: Path, stopped: Stopped) -> None:
+    from dcvit.datasets import pictures
+    from dcvit.feeding import made_cache
+
+    images = pictures(place.source, "train", run.recipe)
+    made_cache(folder, images, run.recipe, threads=place.workers or os.cpu_count() or 1, stopped=stopped)
 
 
 class _EndedAlone(Exception):
@@ -172,7 +185,7 @@ def _fitted(
             deadline=place.deadline,
             stopped=stopped,
             world=world,
-            at_most=place.micro_batch,
+            at_most=_at_most(run, place, device, world),
             save_every=place.save_every,
             allow_changes=place.allow_changes,
             claim=mine,
@@ -192,6 +205,18 @@ def _fitted(
         raise
     except Exception as error:
         return _ended_badly(error, place, folder)
+
+
+def _at_most(run: Run, place: Place, device: "torch.device", world: "World") -> int | None:
+    """Images that may be in the network at once: so many as was asked for, or as fit into this run's share of a GPU."""
+    if place.micro_batch is not None or place.runs_per_gpu == 1 or device.type != "cuda":
+        return place.micro_batch
+    import torch
+
+    from dcvit.memory import fitting_into
+
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return fitting_into(memory / place.runs_per_gpu, run.recipe, world.size)
 
 
 def _ended_badly(error: Exception, place: Place, folder: Path) -> Outcome:

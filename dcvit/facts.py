@@ -32,6 +32,7 @@ def as_json(table: Table, results: Results) -> dict[str, Any]:
         "published_weights": published_weights(results),
         "problems": dict(results.problems),
         "made_with": made_with(list(results.records.values())),
+        "by_augmentation": by_augmentation(table, results),
         "differences_from_paper_scale": [
             {"field": name, "paper": str(old), "here": str(new), "rows": rows}
             for name, old, new, rows in scale_differences(table, results)
@@ -117,6 +118,7 @@ def made_with(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "device": sorted({f"{env['device_name']} ({env['device']})" for env in environments}),
         "precision": sorted({env["precision"] for env in environments}),
+        "augmentation": sorted(set(map(augmentation_of, records))),
         "commit": sorted(
             {f"{env['commit'] or 'unknown'}{' with changes' if env['dirty'] else ''}" for env in environments}
         ),
@@ -127,6 +129,26 @@ def made_with(records: Sequence[Record]) -> dict[str, Any]:
         "seconds": round(sum(record.seconds for record in records), 1),
         "started": min((record.started for record in records), default=None),
     }
+
+
+def augmentation_of(record: Record) -> str:
+    """Who augmented a run's images, "pil" or "device"; records that are older than the choice were made by pil."""
+    return str(record.environment.get("augmentation", "pil"))
+
+
+def by_augmentation(table: Table, results: Results) -> dict[str, list[str]]:
+    """Where the runs of a table were augmented in different ways: by whom -> "row, column". Empty where all are alike.
+
+    A difference between two such cells is also one of the two ways.
+    """
+    cells: dict[str, list[str]] = {}
+    for cell in table.cells:
+        for record in results.found(cell):
+            names = cells.setdefault(augmentation_of(record), [])
+            name = f"{cell.row}, {cell.column}"
+            if name not in names:
+                names.append(name)
+    return dict(sorted(cells.items())) if len(cells) > 1 else {}
 
 
 def published_weights(results: Results) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ class Feed:
     """Who decodes, crops and augments the images of a run."""
 
     augmentation: Augmenting | None = None  # "pil": timm's transforms; None: "device" on a GPU, else "pil"
-    cache: Path | None = None  # a file of resized images, made where it is missing
+    cache: Path | None = None  # a folder of resized images, made where they are missing
     decoder: Decoder = "cpu"  # of JPEGs; "gpu" goes with augmentation "device" on a GPU
 
     def augments(self, device: str) -> Augmenting:
@@ -40,3 +40,38 @@ class Feed:
             **({"cache": True} if self.cache is not None else {}),
             **({"decoder": self.decoder} if self.decoder != "cpu" else {}),
         }
+
+    def problem(self, device: str | None) -> str:
+        """What of it does not go together on a device of this type; None: one that is not known yet. "" if nothing.
+
+        >>> Feed(augmentation="pil", decoder="gpu").problem("cuda")
+        '--decoder gpu goes with --augmentation device: pil decodes on the CPU'
+        """
+        on_pil = self.augmentation == "pil" or (device is not None and self.augments(device) == "pil")
+        why = "" if self.augmentation == "pil" else ", and on a CPU pil is the default"
+        if self.cache is not None and on_pil:
+            return f"--cache goes with --augmentation device: pil reads the images themselves{why}"
+        if self.decoder == "gpu" and on_pil:
+            return f"--decoder gpu goes with --augmentation device: pil decodes on the CPU{why}"
+        if self.decoder == "gpu" and device == "cpu":
+            return "--decoder gpu needs a CUDA device, and this run is on a CPU: leave it out, or give --device cuda"
+        return ""
+
+
+def sharing_problem(device: str | None, *, runs_per_gpu: int, gpus_per_run: int, compiling: Compiling) -> str:
+    """What does not go together of how runs share GPUs and are compiled; "" if nothing. `device` is as above."""
+    if runs_per_gpu > 1 and gpus_per_run > 1:
+        return (
+            f"--runs-per-gpu {runs_per_gpu} goes with one GPU for a run, not with --gpus-per-run {gpus_per_run}: give "
+            "one of the two"
+        )
+    if runs_per_gpu > 1 and device == "cpu":
+        return (
+            f"--runs-per-gpu {runs_per_gpu} is for GPUs; on a CPU --jobs N says how many runs go side by side"
+        )
+    if compiling == "graphs" and gpus_per_run > 1:
+        return (
+            f"--compile graphs records the step of one process, not of --gpus-per-run {gpus_per_run}: leave one of the "
+            "two out"
+        )
+    return ""

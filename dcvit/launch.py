@@ -44,8 +44,8 @@ def make_all(
 ) -> dict[Run, Outcome]:
     """Trains all of `runs`, up to `jobs` side by side; none of them may have a record yet.
 
-    Of `gpus` each run side by side gets `place.gpus_per_run`, if there are that many. Once `stopped` gives a
-    reason, what runs is paused and nothing new is started.
+    Of `gpus` each run side by side gets `place.gpus_per_run`, if there are that many; those beyond share GPUs,
+    which have equally many runs each. Once `stopped` gives a reason, what runs is paused and nothing new is started.
 
     A run starts after the one whose weights it needs; if that one has no record, it is not
     started. After a problem of the machine (a full disk) nothing new is started.
@@ -144,7 +144,7 @@ def make_all(
     while True:
         if jobs == 1:
             while (run := next_run()) is not None:
-                mine = replace(place, gpus=tuple(gpus[: place.gpus_per_run]))
+                mine = replace(place, gpus=gpus_of(0, gpus, place.gpus_per_run))
                 end(run, execute(run, mine, partial(watcher.progress, run), stopped))
         else:
             _side_by_side(next_run, end, place, jobs=jobs, watcher=watcher, stopped=stopped, gpus=gpus)
@@ -165,6 +165,17 @@ def _longest_first(run: Run) -> float:
 
 
 # --- processes -----------------------------------------------------------------------------
+
+
+def gpus_of(slot: int, gpus: Sequence[int], many: int) -> tuple[int, ...]:
+    """The GPUs of a run by its place among those side by side, `many` for each; () where there are not that many.
+
+    >>> [gpus_of(slot, (4, 6), 1) for slot in range(4)]
+    [(4,), (6,), (4,), (6,)]
+    """
+    shares = len(gpus) // many
+    first = slot % shares * many if shares else 0
+    return tuple(gpus[first : first + many]) if shares else ()
 
 
 @dataclass
@@ -194,9 +205,8 @@ def _side_by_side(
     def start() -> _Worker:
         ours, theirs = context.Pipe()
         slot = min(set(range(jobs)) - {worker.slot for worker in workers})
-        many = place.gpus_per_run
-        mine = replace(place, gpus=tuple(gpus[slot * many : (slot + 1) * many]))
-        childless = place.workers == 0 and many == 1
+        mine = replace(place, gpus=gpus_of(slot, gpus, place.gpus_per_run))
+        childless = place.workers == 0 and place.gpus_per_run == 1
         process = context.Process(target=_work, args=(theirs, mine), daemon=childless)
         process.start()
         theirs.close()

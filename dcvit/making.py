@@ -1,31 +1,43 @@
 """Makes what a table lacks: trains its runs and probes their patches, and says how it goes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 import sys
 from time import time
 
 from dcvit import patch_probe
 from dcvit.baselines import batch_warnings
+from dcvit.estimating import cores, guess, machine
 from dcvit.launch import make_all
 from dcvit.ledger import Record, UnusableRecord
-from dcvit.planning import cores
 from dcvit.recipe import Recipe
-from dcvit.runs import Outcome, Place, Run, check_images, estimated
+from dcvit.runs import Outcome, Place, Run, check_images, check_together
 from dcvit.schedules import updates_per_epoch
 from dcvit.stopping import listening
 from dcvit.tables import Cell
 from dcvit.telling import say as say
+from dcvit.wording import count
 
 
 def make(
-    runs: list[Run], place: Place, jobs: int | None, names: dict[Run, str], records: dict[Run, Record]
+    runs: list[Run],
+    place: Place,
+    jobs: int | None,
+    names: dict[Run, str],
+    records: dict[Run, Record],
+    *,
+    divide: bool = False,
 ) -> dict[Run, Outcome]:
-    """Checks the images, then trains; `records` of what is there already say how long things take."""
+    """Checks the images, then trains; `records` of what is there already say how long things take.
+
+    With `divide`, runs side by side on GPUs share the loading workers of `place`, else each process has as many.
+    """
     from dcvit.devices import free_gpus, resolve
     from dcvit.display import Display
 
     device = resolve(place.device)
+    check_together(place, device.type, processes=place.gpus_per_run)
     for run in runs:
         updates_per_epoch(run.recipe.train_images or place.source.count("train"), run.recipe)
     for warning in batch_warnings(run.recipe for run in runs):
@@ -36,16 +48,30 @@ def make(
     many = place.gpus_per_run
     if 0 < len(gpus) < many:
         raise ValueError(f"--gpus-per-run {many}: {len(gpus)} GPUs are free here. Ask for at most so many")
-    at_once = max((len(gpus) if device.type == "cuda" else cores()) // many, 1)
+    at_once = max((len(gpus) if device.type == "cuda" else cores()) // many, 1) * place.runs_per_gpu
+    if device.type == "cuda" and many == 1 and jobs is not None and jobs > at_once:
+        there = max(len(gpus), 1)
+        raise ValueError(
+            f"--jobs {jobs} is more than {count(there, 'free GPU')} of {count(place.runs_per_gpu, 'run')} at a time "
+            f"take. Runs that share a GPU must know it: --runs-per-gpu {-(-jobs // there)}"
+        )
     side_by_side = min(len(runs), jobs or at_once, *([at_once] if many > 1 and gpus else []))
+    if divide and device.type == "cuda" and place.workers:
+        place = replace(place, workers=max(place.workers // (side_by_side * many), 1))
     say(
         f"runs to do: {len(runs)}, on {device.type}, {side_by_side} at a time; records go to {place.out}. "
         "This can be stopped and called again"
     )
 
+    here = machine(
+        gpu=device.type == "cuda",
+        augmentation=place.feed.augments(device.type),
+        runs_per_gpu=place.runs_per_gpu,
+    )
+
     def seconds(run: Run, made: Mapping[Run, Record]) -> float:
         images = run.recipe.train_images or source.count("train")
-        return estimated(run, records | dict(made), images=images, gpu=device.type == "cuda", cores=cores())
+        return guess(run, records | dict(made), here, images=images).seconds
 
     with Display({run: names[run] for run in runs}) as display, listening() as stopped:
         return make_all(

@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 import re
 
 from dcvit import slurm_options
+from dcvit.feed import AUGMENTING, COMPILING, DECODERS, Feed, sharing_problem
 from dcvit.scale import SCALES
 from dcvit.tables import Table
 
@@ -71,19 +73,81 @@ def table_parser(tables: Sequence[Table]) -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="FOLDER", help="where records and pages go (runs/SCALE)")
     add_device(parser)
     parser.add_argument(
-        "--jobs", type=at_least_one, metavar="N", help="runs side by side (one a core; 1 on a GPU)"
+        "--jobs",
+        type=at_least_one,
+        metavar="N",
+        help="runs side by side (one a core; on GPUs all that they take)",
     )
     parser.add_argument(
-        "--workers",
-        type=not_negative,
-        metavar="N",
-        help="loading processes of a run (0; on a GPU all cores)",
+        "--runs-per-gpu",
+        type=at_least_one,
+        default=1,
+        metavar="K",
+        help="runs that share a GPU, each with its share of memory and cores (1): small networks leave most of a GPU "
+        "idle. Processes of their own; NVIDIA's MPS is used if you have started it",
     )
+    add_feed(parser)
     parser.add_argument("--plan", action="store_true", help="train nothing; say what would be, and the cost")
     parser.add_argument("--json", action="store_true", help="with --plan: as JSON")
     add_how(parser)
     _add_cluster(parser)
     return parser
+
+
+def add_feed(parser: argparse.ArgumentParser) -> None:
+    """How images get into a run and its step is compiled, as all commands that train have it."""
+    parser.add_argument(
+        "--workers",
+        type=not_negative,
+        metavar="N",
+        help="loaders of a run's images: processes with --augmentation pil, threads with device (0; on a GPU all "
+        "cores, divided among the runs)",
+    )
+    parser.add_argument(
+        "--augmentation",
+        choices=AUGMENTING,
+        help="who crops, flips and applies RandAugment: device, whole batches at once where the run is (default on a "
+        "GPU), or pil, timm's transforms image by image (default on a CPU). Same recipe, other random numbers: "
+        "records say which, and one table should have one",
+    )
+    parser.add_argument(
+        "--cache",
+        type=_folder,
+        metavar="FOLDER",
+        help="training images resized once into a file in this folder, for each set and size one, made where it is "
+        "missing, and read from there; with --augmentation device",
+    )
+    parser.add_argument(
+        "--decoder",
+        choices=DECODERS,
+        default="cpu",
+        help="of JPEGs: threads on the CPU (default), or the GPU's; with --augmentation device",
+    )
+    parser.add_argument(
+        "--compile",
+        choices=COMPILING,
+        default="default",
+        help="the training step on a GPU: by torch.compile (default), also as CUDA graphs, for small networks and one "
+        "GPU a run, or not at all. On a CPU it makes no difference",
+    )
+
+
+def feed_of(arguments: argparse.Namespace) -> Feed:
+    """What the options of `add_feed` say of images. ValueError for what does not go together, whatever the device."""
+    feed = Feed(augmentation=arguments.augmentation, cache=arguments.cache, decoder=arguments.decoder)
+    device = (arguments.device or "").partition(":")[0]
+    known = device if device in ("cpu", "cuda") else None
+    problem = feed.problem(known) or sharing_problem(
+        known,
+        runs_per_gpu=getattr(arguments, "runs_per_gpu", 1),  # `dcvit train` has neither this nor --slurm
+        gpus_per_run=slurm_options.gpus_per_run(
+            arguments.gpus_per_run, getattr(arguments, "slurm", None) or {}
+        ),
+        compiling=arguments.compile,
+    )
+    if problem:
+        raise ValueError(problem)
+    return feed
 
 
 def add_how(parser: argparse.ArgumentParser) -> None:
@@ -162,6 +226,10 @@ def cluster_problem(arguments: argparse.Namespace) -> str:
             return f"{name} goes with --executor {needs}"
     if arguments.print_commands and (arguments.plan or executor != "local"):
         return "--print-commands goes without --plan and --executor: it is for schedulers that dcvit does not know"
+    if arguments.runs_per_gpu > 1 and (executor != "local" or arguments.print_commands):
+        return (
+            "--runs-per-gpu goes with --executor local: a job of a cluster trains one run on GPUs of its own"
+        )
     if executor == "ray" and arguments.minutes:
         return "--minutes goes with --executor local or slurm: Ray's tasks end with this command"
     return ""
@@ -181,6 +249,14 @@ def add_data(parser: argparse.ArgumentParser, *, text: str = IMAGES) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """--device, as all commands that compute have it."""
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (a GPU if there is one)")
+
+
+def _folder(text: str) -> Path:
+    """A folder that is there or can be made."""
+    path = Path(text)
+    if not text or path.is_file():
+        raise argparse.ArgumentTypeError(f"{text!r}: the name of a folder is needed")
+    return path
 
 
 def at_least_one(text: str) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from dcvit.facts import made_with, published_weights, scale_differences
+from dcvit.facts import by_augmentation, made_with, published_weights, scale_differences
 from dcvit.ledger import Record
 from dcvit.quantities import in_words, kind_of
 from dcvit.statistics import agreement
@@ -39,6 +39,7 @@ def render(table: Table, results: Results) -> str:
         f"# {table.heading}",
         SMOKE_WARNING.format(images=as_text(results.images)) if results.scale == "smoke" else "",
         _facts_line(results),
+        _mixed(table, results),
         at_a_glance(table, results),
         _published(results),
         _every_cell(table, results, judgement),
@@ -59,6 +60,7 @@ def summary(table: Table, results: Results) -> str:
         f"# {table.heading}",
         SMOKE_WARNING.format(images=as_text(results.images)) if results.scale == "smoke" else "",
         _facts_line(results),
+        _mixed(table, results),
         at_a_glance(table, results),
         "\n".join(words) if results.scale != "smoke" else "",
     ]
@@ -76,8 +78,24 @@ def _facts_line(results: Results) -> str:
         f"{count(facts['runs'], 'run')} of {count(len(results.seeds), 'seed')} each, "
         f"{duration(facts['seconds'])} "
         f"of training in all, begun {facts['started']}; device: {', '.join(facts['device'])}, "
-        f"{', '.join(facts['precision'])}; torch {', '.join(facts['torch'])}, timm {', '.join(facts['timm'])}; "
+        f"{', '.join(facts['precision'])}; augmentation: {', '.join(facts['augmentation'])}; "
+        f"torch {', '.join(facts['torch'])}, timm {', '.join(facts['timm'])}; "
         f"commit {', '.join(facts['commit'])}."
+    )
+
+
+def _mixed(table: Table, results: Results) -> str:
+    """A warning where runs differ in who augmented their images, which nothing else on the page would show."""
+    found = by_augmentation(table, results)
+    if not found:
+        return ""
+    ways = "; ".join(f"by {as_text(name)}: {as_text(' / '.join(cells))}" for name, cells in found.items())
+    return (
+        "**Not all runs were augmented alike.** Images were cropped and changed "
+        + ways
+        + ". The recipe is the same, "
+        "but a difference between such cells is also one between the two ways: train all of a table with one "
+        "`--augmentation`."
     )
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 import json
-import os
 
-from dcvit.cost import estimated_seconds
+from dcvit.estimating import Guess, Machine, source_of
 from dcvit.facts import as_json
 from dcvit.recipe import Recipe
 from dcvit.runs import Run
@@ -18,15 +18,9 @@ from dcvit.wording import duration
 IMAGES = {"imagenet1k": IMAGENET_TRAIN, "imagenette": IMAGENETTE_TRAIN, "digits": DIGITS_TRAIN}  # of training
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def estimate(recipe: Recipe, source: Source | None, *, gpu: bool) -> float:
-    """Seconds that a run takes, by arithmetic."""
-    images = recipe.train_images or (source.count("train") if source else IMAGES[recipe.images])
-    return estimated_seconds(recipe, images=images, gpu=gpu, cores=cores())
+def image_count(recipe: Recipe, source: Source | None) -> int:
+    """On how many images a recipe trains; of those that its scale is about where there are none yet."""
+    return recipe.train_images or (source.count("train") if source else IMAGES[recipe.images])
 
 
 def run_names(tables: Iterable[Table], twins: Mapping[Recipe, Recipe], runs: Sequence[Run]) -> dict[Run, str]:
@@ -50,11 +44,13 @@ class Plan:
     results: Mapping[str, Results]
     runs: Sequence[Run]
     names: Mapping[Run, str]
-    seconds: Mapping[Run, float]
+    guesses: Mapping[Run, Guess]
+    machine: Machine
+    measured_by: int  # finished runs that the guesses stand on
     standings: Mapping[Run, Standing]
     unusable: Mapping[Run, str]
 
-    @property
+    @cached_property  # asked for with every run
     def done(self) -> set[Run]:
         """The runs with a record that can be used."""
         return {run for run in self.runs if any(run.id in found.records for found in self.results.values())}
@@ -70,20 +66,23 @@ def print_plan(plan: Plan, setting: Setting) -> None:
     """Says what each run is, how it stands, and how long the rest takes."""
     heading = ", ".join(table.name for table in plan.tables)
     runs, done = plan.runs, plan.done
-    gpu = setting.scale != "smoke"
-    left = sum(plan.seconds[run] for run in runs if run not in done)
+    machine = plan.machine
+    to_do = [plan.guesses[run] for run in runs if run not in done]
+    left = sum(one.seconds / one.sharing for one in to_do)
     print(f"{heading}, scale {setting.scale}, images: {setting.in_words()}")
     for run in runs:
-        line = f"  {run.id}  {plan.names[run]:<28} {plan.state(run):<16} about {duration(plan.seconds[run])}"
+        line = f"  {run.id}  {plan.names[run]:<28} {plan.state(run):<16} about {duration(plan.guesses[run].seconds)}"
         if plan.state(run) not in ("done", "unusable record", "to do"):
             stands = plan.standings[run]
             job = f"job {stands.job}" if stands.job else ""
             line += "; " + ", ".join(filter(None, (job, stands.note, stands.log)))
         print(line)
-    machine = f"one H100 fed by {cores()} cores" if gpu else f"{cores()} cores"
+    sharing = {one.sharing for one in to_do} - {1}
+    at_once = f", {sharing.pop()} runs at a time" if sharing else ""
     print(
-        f"{len(runs)} runs, {len(done)} done; left: about {duration(left if gpu else left / cores())} on {machine} "
-        "(an estimate by arithmetic)"
+        f"{len(runs)} runs, {len(done)} done; left: about {duration(left if machine.gpu else left / machine.cores)} on "
+        f"{machine.in_words()}{at_once} "
+        f"({source_of(to_do or list(plan.guesses.values()), machine, finished=plan.measured_by)})"
     )
 
 
@@ -95,7 +94,8 @@ def plan_as_json(plan: Plan) -> str:
             "run": run.id,
             "name": plan.names[run],
             "done": run in done,
-            "estimated_seconds": round(plan.seconds[run]),
+            "estimated_seconds": round(plan.guesses[run].seconds),
+            "estimated_by": plan.guesses[run].by,
             **asdict(plan.standings[run]),
             "state": plan.state(run),
         }

@@ -11,17 +11,18 @@ from dcvit import published, sources
 from dcvit.claims import state_of
 from dcvit.ending import complain, exit_code, guarded
 from dcvit.errors import NOT_REPRODUCED, OK, DataError, unwritable
+from dcvit.estimating import cores, guess, machine
 from dcvit.facts import as_json
 from dcvit.files import write_text
 from dcvit.gather import patch_probes
 from dcvit.launch import LATER
 from dcvit.ledger import Record, move_aside
 from dcvit.making import make, probe_patches, say
-from dcvit.options import cluster_problem, table_parser
+from dcvit.options import cluster_problem, feed_of, table_parser
 from dcvit.pages import render, summary
 from dcvit.pausing import forget
-from dcvit.planning import Plan, cores, estimate, plan_as_json, print_plan, run_names
-from dcvit.runs import Outcome, Place, Run, all_runs, finished
+from dcvit.planning import Plan, image_count, plan_as_json, print_plan, run_names
+from dcvit.runs import Outcome, Place, Run, all_runs, finished, took
 from dcvit.scores import Score
 from dcvit.setting import DEFAULT_SEEDS, Setting, of_source
 from dcvit.sources import Source, SplitName
@@ -66,6 +67,9 @@ def _reproduce(tables: Sequence[Table], arguments: argparse.Namespace) -> int:
         micro_batch=arguments.micro_batch,
         save_every=60 * arguments.checkpoint_minutes,
         allow_changes=arguments.allow_version_change,
+        feed=feed_of(arguments),
+        compiling=arguments.compile,
+        runs_per_gpu=arguments.runs_per_gpu,
     )
     records, unusable = finished(all_runs(twins.values(), seeds), place) if source else ({}, {})
     names = run_names(tables, twins, runs)
@@ -80,14 +84,22 @@ def _reproduce(tables: Sequence[Table], arguments: argparse.Namespace) -> int:
         results = {
             table.name: _results(table, setting, seeds, place, records, {}, scores) for table in tables
         }
-        seconds = {run: estimate(run.recipe, source, gpu=arguments.scale != "smoke") for run in runs}
+        gpu = arguments.scale != "smoke"
+        planned = machine(
+            gpu=gpu,
+            augmentation=place.feed.augments("cuda" if gpu else "cpu"),
+            runs_per_gpu=place.runs_per_gpu,
+        )
+        guesses = {run: guess(run, records, planned, images=image_count(run.recipe, source)) for run in runs}
         stands = standings(out, [place.folder_of(run) for run in runs])
         plan = Plan(
             tables=tables,
             results=results,
             runs=runs,
             names=names,
-            seconds=seconds,
+            guesses=guesses,
+            machine=planned,
+            measured_by=sum(one.gpu == gpu for one in took(records)),
             standings={run: stands[place.folder_of(run)] for run in runs},
             unusable=unusable,
         )
@@ -117,7 +129,8 @@ def _reproduce(tables: Sequence[Table], arguments: argparse.Namespace) -> int:
     if not missing:
         outcomes = {}
     elif arguments.executor == "local":
-        outcomes = make(missing, place, arguments.jobs, names, records)
+        divide = arguments.workers is None
+        outcomes = make(missing, place, arguments.jobs, names, records, divide=divide)
     else:
         outcomes = _make_elsewhere(missing, place, names, arguments)
     records |= {run: outcome.record for run, outcome in outcomes.items() if outcome.record}
@@ -243,7 +256,7 @@ def _out(arguments: argparse.Namespace) -> Path:
 
 
 def _workers(arguments: argparse.Namespace) -> int:
-    """Loading processes: a CPU has enough to do without them, a GPU must not wait."""
+    """Who loads besides the run itself: a CPU has enough to do without them, a GPU must not wait."""
     if arguments.workers is not None:
         return int(arguments.workers)
     on_cpu = arguments.plan or (arguments.device or "") == "cpu" or arguments.scale == "smoke"

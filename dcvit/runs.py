@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dcvit import ledger, pausing
-from dcvit.cost import Took, calibrated_seconds
-from dcvit.feed import Compiling, Feed
+from dcvit.cost import Took
+from dcvit.feed import Compiling, Feed, sharing_problem
 from dcvit.recipe import Recipe, run_id
 from dcvit.sources import Source, check_readable, subset
 
@@ -53,7 +53,7 @@ class Place:
     source: Source
     out: Path
     device: str | None  # None: a GPU if there is one
-    workers: int  # of a run, that load: processes, or threads where the device augments
+    workers: int  # of each process of a run, that load: processes, or threads where the device augments
     deadline: float | None = None  # as time.time() has it
     gpus_per_run: int = 1  # processes of a run; on a CPU, too
     is_member: bool = False  # this process is one of them, and its environment says which
@@ -63,6 +63,7 @@ class Place:
     allow_changes: bool = False  # a run may go on with other versions
     feed: Feed = field(default_factory=Feed)
     compiling: Compiling = "default"  # of the step, on a GPU
+    runs_per_gpu: int = 1  # that share its memory
 
     def folder_of(self, run: Run) -> Path:
         """Where a run's record and weights belong."""
@@ -115,18 +116,18 @@ def finished(runs: Sequence[Run], place: Place) -> tuple[dict[Run, ledger.Record
     return records, unusable
 
 
-def estimated(run: Run, records: Mapping[Run, ledger.Record], *, images: int, gpu: bool, cores: int) -> float:
-    """Seconds that a whole run takes, by the records at hand; see `cost.calibrated_seconds`."""
-    took = [
+def took(records: Mapping[Run, ledger.Record]) -> list[Took]:
+    """What finished runs took, by their records."""
+    return [
         Took(
             done.recipe,
             record.data["train_images"],
             record.environment["device"] != "cpu",
             record.seconds,
+            record.environment.get("augmentation", "pil"),  # which older records do not name
         )
         for done, record in records.items()
     ]
-    return calibrated_seconds(run.recipe, took, images=images, gpu=gpu, cores=cores)
 
 
 def check_images(runs: Sequence[Run], source: Source) -> None:
@@ -138,6 +139,15 @@ def check_images(runs: Sequence[Run], source: Source) -> None:
             *subset(source.val, recipe.test_images),
         )
         check_readable(source, used)
+
+
+def check_together(place: Place, device: str, *, processes: int) -> None:
+    """ValueError says what of a place does not go together on a device of this type with so many processes a run."""
+    problem = place.feed.problem(device) or sharing_problem(
+        device, runs_per_gpu=place.runs_per_gpu, gpus_per_run=processes, compiling=place.compiling
+    )
+    if problem:
+        raise ValueError(problem)
 
 
 def left(folder: Path) -> Outcome | None:

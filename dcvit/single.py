@@ -18,8 +18,8 @@ from dcvit.errors import (
 )
 from dcvit.executing import execute
 from dcvit.launch import make_all
-from dcvit.options import add_data, add_device, add_how, at_least_one, not_negative
-from dcvit.runs import Outcome, Place, Run, all_runs, check_images, finished
+from dcvit.options import add_data, add_device, add_feed, add_how, at_least_one, feed_of, not_negative
+from dcvit.runs import Outcome, Place, Run, all_runs, check_images, check_together, finished
 from dcvit.scale import SCALES
 from dcvit.setting import of_source
 from dcvit.stopping import listening
@@ -46,18 +46,19 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--test-images", type=at_least_one, metavar="N", help="test on so many")
     command.add_argument("--out", metavar="FOLDER", help="where its record goes (runs/SCALE)")
     add_device(command)
-    command.add_argument(
-        "--workers", type=not_negative, metavar="N", help="loading processes (0; on a GPU all cores)"
-    )
+    add_feed(command)
     add_how(command)
 
 
 def train(arguments: argparse.Namespace, tables: tuple[Table, ...]) -> int:
     """Trains the run that the arguments name; returns the exit code."""
+    from dcvit.devices import resolve
     from dcvit.processes import given_rank
 
     rank = given_rank()
     leads = rank is None or rank[0] == 0
+    feed = feed_of(arguments)
+    device = resolve(arguments.device).type
     source = sources.find(arguments.data, arguments.scale)
     setting = of_source(
         arguments.scale, source, train_images=arguments.train_images, test_images=arguments.test_images
@@ -68,13 +69,16 @@ def train(arguments: argparse.Namespace, tables: tuple[Table, ...]) -> int:
         source,
         Path(arguments.out or f"runs/{arguments.scale}"),
         arguments.device,
-        _workers(arguments),
+        _workers(arguments, device),
         gpus_per_run=arguments.gpus_per_run or 1,
         is_member=rank is not None,
         micro_batch=arguments.micro_batch,
         save_every=60 * arguments.checkpoint_minutes,
         allow_changes=arguments.allow_version_change,
+        feed=feed,
+        compiling=arguments.compile,
     )
+    check_together(place, device, processes=rank[1] if rank is not None else place.gpus_per_run)
     records, unusable = finished([run], place)
     if run in records:
         return _said(run, Outcome(record=records[run]), aloud=leads)
@@ -108,14 +112,12 @@ def named(digits: str, seed: int, runs: list[Run]) -> Run:
     )
 
 
-def _workers(arguments: argparse.Namespace) -> int:
-    from dcvit.devices import resolve
-    from dcvit.planning import cores
+def _workers(arguments: argparse.Namespace, device: str) -> int:
+    from dcvit.estimating import cores
 
     if arguments.workers is not None:
         return int(arguments.workers)
-    on_gpu = resolve(arguments.device).type == "cuda"
-    return cores() // (arguments.gpus_per_run or 1) if on_gpu else 0
+    return max(cores() // (arguments.gpus_per_run or 1), 1) if device == "cuda" else 0
 
 
 def _said(run: Run, outcome: Outcome, *, aloud: bool) -> int:

@@ -7,11 +7,13 @@ No torch.
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import os
 from pathlib import Path
 import shlex
 
+from dcvit.feed import Compiling, Feed
+from dcvit.options import feed_of
 from dcvit.runs import Run
 from dcvit.scale import Scale
 from dcvit.slurm_options import gpus_per_run
@@ -32,6 +34,8 @@ class How:
     micro_batch: int | None = None
     checkpoint_minutes: float = 10.0
     allow_version_change: bool = False
+    feed: Feed = field(default_factory=Feed)
+    compiling: Compiling = "default"
 
 
 def how_of(arguments: argparse.Namespace, out: Path) -> How:
@@ -48,6 +52,8 @@ def how_of(arguments: argparse.Namespace, out: Path) -> How:
         micro_batch=arguments.micro_batch,
         checkpoint_minutes=arguments.checkpoint_minutes,
         allow_version_change=arguments.allow_version_change,
+        feed=feed_of(arguments),
+        compiling=arguments.compile,
     )
 
 
@@ -69,6 +75,10 @@ def arguments_of(run: Run, how: How) -> list[str]:
         "--out": how.out.absolute(),
         "--device": how.device,
         "--workers": how.workers,
+        "--augmentation": how.feed.augmentation,
+        "--cache": how.feed.cache and how.feed.cache.absolute(),
+        "--decoder": how.feed.decoder if how.feed.decoder != "cpu" else None,
+        "--compile": how.compiling if how.compiling != "default" else None,
         "--gpus-per-run": how.gpus_per_run if how.gpus_per_run > 1 else None,
         "--micro-batch": how.micro_batch,
         "--checkpoint-minutes": how.checkpoint_minutes if how.checkpoint_minutes != 10 else None,

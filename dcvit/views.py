@@ -59,6 +59,7 @@ def _made(records: Sequence[Record], results: Results) -> Iterator[tuple[str, st
     yield "runs", f"{facts['runs']:,} finished, of {count(len(results.seeds), 'seed')} each"
     yield "training", f"{duration(facts['seconds'])} in all, begun {facts['started']}"
     yield "device", f"{', '.join(facts['device'])}; {', '.join(facts['precision'])}"
+    yield "augmentation", ", ".join(facts["augmentation"])
     yield "versions", f"torch {', '.join(facts['torch'])}; timm {', '.join(facts['timm'])}"
     yield "commit", ", ".join(facts["commit"])
     yield "fingerprint of the images", ", ".join(facts["data_fingerprint"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import pytest
 
 from dcvit.facts import as_json
-from dcvit.pages import render
+from dcvit.pages import render, summary
 from dcvit.recipe import run_id
 from dcvit.scale import SCALES, at_scale
 from dcvit.tables import Results
@@ -220,3 +220,61 @@ def test_the_facts_of_table_5_are_json(scale):
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     assert {(cell["row"], cell["column"], cell["metric"]) for cell in facts["cells"]} == places
     assert len({name for cell in facts["cells"] for name in cell["runs"]}) == 16
+
+
+# --- who augmented the images --------------------------------------------------------------
+
+
+def augmented(results, *ways):
+    """The results with records that name these augmentations, one after the other; None: an older record."""
+    records = {
+        name: replace(
+            record, environment={**record.environment, **({"augmentation": way} if way is not None else {})}
+        )
+        for (name, record), way in zip(results.records.items(), ways, strict=True)
+    }
+    return replace(results, records=records)
+
+
+WARNING = "Not all runs were augmented alike"
+
+
+@pytest.mark.parametrize(
+    ("ways", "word"),
+    [
+        ((None, None, None, None), "pil"),
+        (("pil", None, "pil", None), "pil"),
+        (("device",) * 4, "device"),
+    ],
+)
+def test_a_page_whose_runs_were_augmented_alike_names_it_once(ways, word):
+    results = results_of([70.0, 71.0], [72.0, 73.0])
+    page = render(TABLE, augmented(results, *ways))
+    assert page.count(f"augmentation: {word};") == 1
+    assert WARNING not in page
+    assert page.replace(f"augmentation: {word};", "augmentation: pil;") == render(TABLE, results)
+    facts = as_json(TABLE, augmented(results, *ways))
+    assert (facts["made_with"]["augmentation"], facts["by_augmentation"]) == ([word], {})
+
+
+@pytest.mark.parametrize("older", ["pil", None])
+def test_a_page_that_mixes_augmentations_says_where(older):
+    results = augmented(results_of([70.0, 71.0], [72.0, 73.0]), "device", older, "device", "device")
+    facts = as_json(TABLE, results)
+    assert facts["made_with"]["augmentation"] == ["device", "pil"]
+    assert facts["by_augmentation"] == {
+        "device": ["model, baseline", "model, ours"],
+        "pil": ["model, baseline"],
+    }
+    for page in (render(TABLE, results), summary(TABLE, results)):
+        assert "augmentation: device, pil;" in page
+        assert page.count(WARNING) == 1
+        assert "by device: model, baseline / model, ours; by pil: model, baseline" in page
+
+
+def test_what_a_record_calls_its_augmentation_is_no_markup():
+    results = augmented(results_of([70.0], [72.0]), "<b>*x*", "pil")
+    page = render(TABLE, results)
+    assert WARNING in page
+    assert "<b>" not in page
+    assert "*x*" not in page.replace("\\*x\\*", "")

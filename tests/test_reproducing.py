@@ -157,6 +157,7 @@ def test_a_plan_says_what_is_done_and_what_is_to_do(call, tmp_path):
     code, after, _ = call("--plan")
     assert (code, after.count("  done ")) == (OK, 2)
     assert "2 runs, 2 done; left: about 0 s" in after
+    assert after.endswith("(by 2 finished runs)\n")
     assert files_below(tmp_path) == written
 
 
@@ -311,6 +312,8 @@ def test_the_doctor_says_what_there_is_and_what_to_do_next(images, monkeypatch, 
         "cores",
         "disk",
         "CUDA",
+        "augmentation  ",
+        "C++ compiler  ",
         "12 training, 6 test images, 3 classes",
         "next: python -m ",
     ):
