@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dcvit import randaugment
 from dcvit.crops import Crops, draw_crops, draw_flips
+from dcvit.randaugment import Operation
 from dcvit.recipe import Recipe
 from dcvit.resampling import to_device
 from dcvit.rng import host_stream, stream_seed
@@ -77,14 +78,19 @@ class Draws(NamedTuple):
 
 def require_on_device(recipe: Recipe) -> None:
     """ValueError if the recipe's augmentation has no version for whole batches."""
-    augmentation = recipe.augmentation
-    if augmentation.randaugment is not None:
-        randaugment.settings(augmentation.randaugment)
-    elif augmentation.color_jitter is not None:
-        raise ValueError(
-            f"Augmentation(color_jitter={augmentation.color_jitter}) without RandAugment is done by Pillow only: "
-            "give --augmentation pil"
-        )
+    if recipe.augmentation.randaugment is not None:
+        randaugment.settings(recipe.augmentation.randaugment)
+
+
+def draw_jitter(strength: float, images: int, rng: np.random.Generator) -> randaugment.Choices:
+    """Brightness, contrast and saturation for each image, in an order of its own: torchvision's ColorJitter.
+
+    Factors are Unif[max(0, 1 - strength), 1 + strength].
+    """
+    kinds = [Operation.BRIGHTNESS, Operation.CONTRAST, Operation.COLOR]
+    each = np.repeat(np.array(kinds, dtype=np.int8)[:, None], images, axis=1)
+    factor = rng.uniform(max(0.0, 1 - strength), 1 + strength, each.shape)
+    return randaugment.Choices(rng.permuted(each, axis=0), factor)
 
 
 def draw(recipe: Recipe, *, seed: int, update: int) -> Draws:
@@ -98,6 +104,8 @@ def draw(recipe: Recipe, *, seed: int, update: int) -> Draws:
             recipe.resolution,
             host_stream(seed, "randaugment", update),
         )
+    elif augmentation.color_jitter is not None:
+        choices = draw_jitter(augmentation.color_jitter, batch, host_stream(seed, "color jitter", update))
     crops = draw_crops(
         batch,
         scale=augmentation.crop_scale,

@@ -1,11 +1,21 @@
 """timm's transforms as they are used here: every level of every operation works with the Pillow at hand."""
 
+from dataclasses import replace
+from itertools import permutations
+
 import numpy as np
 from PIL import Image
 import pytest
+from scipy.stats import chisquare, ks_2samp
+import torch
+from torchvision.transforms import ColorJitter
+import torchvision.transforms.functional as tvf
 
-from dcvit.augmentation import posterize, training_transform
+from dcvit import randaugment
+from dcvit.augmentation import draw, draw_jitter, posterize, training_transform
 from dcvit.baselines import DEIT_T
+from dcvit.randaugment import Operation
+from dcvit.rng import host_stream, stream
 
 RANDAUGMENT = next(
     step for step in training_transform(DEIT_T).transforms if type(step).__name__ == "RandAugment"
@@ -30,3 +40,53 @@ def test_posterizing_keeps_the_highest_bits(bits):
 
 def test_randaugment_posterizes_by_ours():
     assert [each.aug_fn for each in RANDAUGMENT.ops if each.name == "PosterizeIncreasing"] == [posterize]
+
+
+# --- colour jitter of a whole batch --------------------------------------------------------
+
+BY_TORCHVISION = {
+    Operation.BRIGHTNESS: tvf.adjust_brightness,
+    Operation.CONTRAST: tvf.adjust_contrast,
+    Operation.COLOR: tvf.adjust_saturation,
+}
+
+
+def test_jitter_is_torchvisions_on_pillow_images_to_the_bit():
+    pixels = torch.randint(0, 256, (40, 3, 9, 14), dtype=torch.uint8, generator=stream(0, "test"))
+    choices = draw_jitter(0.3, 40, host_stream(0, "test"))
+    found = randaugment.apply(pixels, choices)
+    for number, each in enumerate(pixels):
+        image = Image.fromarray(each.permute(1, 2, 0).numpy())
+        for kind, factor in zip(choices.operation[:, number], choices.strength[:, number], strict=True):
+            image = BY_TORCHVISION[kind](image, factor)
+        assert np.array_equal(found[number].permute(1, 2, 0), np.asarray(image)), number
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.5])
+def test_jitter_is_drawn_as_torchvisions(strength):
+    many = 3000
+    choices = draw_jitter(strength, many, host_stream(0, "test"))
+    bounds = (max(0.0, 1 - strength), 1 + strength)
+    assert ColorJitter(strength).brightness == bounds
+    generator = stream(0, "torchvision")
+    with torch.random.fork_rng():
+        torch.default_generator.set_state(generator.get_state())
+        drawn = [ColorJitter.get_params(bounds, bounds, bounds, None) for _ in range(many)]
+    for number, kind in enumerate((Operation.BRIGHTNESS, Operation.CONTRAST, Operation.COLOR)):
+        factors = choices.strength.T[choices.operation.T == kind]
+        assert len(factors) == many
+        assert ks_2samp(factors, [each[number + 1] for each in drawn]).pvalue > 1e-3
+    orders = {order: 0 for order in permutations(BY_TORCHVISION)}
+    for order in choices.operation.T.tolist():
+        orders[tuple(order)] += 1
+    assert chisquare(list(orders.values())).pvalue > 1e-3
+
+
+def test_jitter_stands_aside_for_randaugment_as_in_timm():
+    augmentation = replace(DEIT_T.augmentation, color_jitter=0.3)
+    both, alone = (
+        draw(replace(DEIT_T, augmentation=each), seed=0, update=0).choices
+        for each in (augmentation, replace(augmentation, randaugment=None))
+    )
+    assert np.array_equal(both.operation, draw(DEIT_T, seed=0, update=0).choices.operation)
+    assert set(alone.operation.flat) == {*BY_TORCHVISION}
