@@ -374,7 +374,8 @@ def test_the_probe_lies_in_the_runs_folder_and_says_how_it_was_made(run):
     assert patch_probe.read(folder, record) == probe
     assert files_below(folder) == sorted([*files, "patch_probe.json"])
     assert ledger.read(folder) == record
-    here = {name: value for name, value in record.environment.items() if name not in ("processes", "pieces")}
+    of_training = ("processes", "pieces", "augmentation")
+    here = {name: value for name, value in record.environment.items() if name not in of_training}
     assert probe.environment == {**here, "precision": "float32", "threads": 1}
     assert probe.seconds > 0
     assert {"versions", "commit", "dirty", "device", "device_name"} <= probe.environment.keys()
