@@ -14,6 +14,7 @@ they disagree, neither is a result.
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+import gc
 from multiprocessing import get_context
 import os
 from statistics import fmean, median, stdev
@@ -284,6 +285,9 @@ def test_a_step_on_a_gpu_beside_its_ceiling(benchmark, name, compiling):
     quick, device = benchmark.disabled, torch.device("cuda")
     recipe, ceiling = CEILINGS[name]
     recipe = replace(recipe, batch=8 if quick else 256, groups=1)
+    gc.collect()  # the network before, or its memory would be counted here
+    torch.compiler.reset()
+    torch.cuda.empty_cache()
     state = begin_state(recipe, 0, device, compiling=compiling)
     state.tally = Tally.empty(device)
     state.model.train(recipe.train_mode)

@@ -7,6 +7,7 @@ its name when it is whole; a lock on PATH.lock lets one process make it while ot
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+import errno
 import fcntl
 import hashlib
 import json
@@ -61,14 +62,18 @@ def cached(
     wanted = _wanted(pictures, side)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # by its name it is whole, and a lock could not be made
+        if path.exists() and not os.access(path.parent, os.W_OK):
+            return _opened(path, wanted)
         with _locked(path):
             if not path.exists():
                 _make(path, pictures, wanted, threads, stopped)
             return _opened(path, wanted)
     except OSError as error:
+        room = "make room there, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise EnvironmentProblem(
-            f"the cache {path} can't be made or read ({error.strerror or error}): make room there, or give another "
-            "folder with --cache, or leave it out"
+            f"the cache {path} can't be made or read ({error.strerror or error}): {room}give another folder with "
+            "--cache, or leave it out"
         ) from error
 
 

@@ -132,8 +132,12 @@ def made_with(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def augmentation_of(record: Record) -> str:
-    """Who augmented a run's images, "pil" or "device"; records that are older than the choice were made by pil."""
-    return str(record.environment.get("augmentation", "pil"))
+    """Who augmented a run's images, "pil" or "device"; records that are older than the choice were made by pil.
+
+    "device from a cache" where crops were taken from images that had been resized before, which are other pixels.
+    """
+    resized = " from a cache" if record.environment.get("cache") else ""
+    return f"{record.environment.get('augmentation', 'pil')}{resized}"
 
 
 def by_augmentation(table: Table, results: Results) -> dict[str, list[str]]:

@@ -53,6 +53,8 @@ class Feed:
             return f"--cache goes with --augmentation device: pil reads the images themselves{why}"
         if self.decoder == "gpu" and on_pil:
             return f"--decoder gpu goes with --augmentation device: pil decodes on the CPU{why}"
+        if self.decoder == "gpu" and self.cache is not None:
+            return "--decoder gpu is for JPEGs, and the images in a --cache are decoded: leave one of the two out"
         if self.decoder == "gpu" and device == "cpu":
             return "--decoder gpu needs a CUDA device, and this run is on a CPU: leave it out, or give --device cuda"
         return ""

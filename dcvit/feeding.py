@@ -9,11 +9,14 @@ Shapes: B samples of a batch, C channels, S the side of the square.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from io import BytesIO
 import os
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 import torch
 from torch import Tensor
 
@@ -74,6 +77,8 @@ def fed(
         )
     if feed.decoder == "gpu" and feed.cache is not None:
         raise ValueError("decoder gpu is for JPEGs, and a cache has none: leave out one of the two")
+    if feed.decoder == "gpu":
+        _require_nvjpeg(device)
     tasks = (
         (update.images, draw(recipe, seed=seed, update=update.number).at(positions)) for update in updates
     )
@@ -207,22 +212,32 @@ def _decoded_there(
 ) -> Iterator[_Cut]:
     """Crops of images that the GPU decodes, ahead of who wants them."""
 
+    many = 2 if threads > 1 else 1
+    # Not behind the updates that the device is at. One a thread, and not one a batch, since torch keeps the memory
+    # that was freed for the stream that had it; and never two threads on one, as nvJPEG writes on a stream of its own.
+    streams: SimpleQueue[torch.cuda.Stream] = SimpleQueue()
+    for _ in range(many):
+        streams.put(torch.cuda.Stream(device))
+
     def job(images: list[int], draws: Draws) -> Job[list[_Cut]]:
         result: list[_Cut] = []
 
         def part() -> None:
             one_each = sorted(set(images))
             number = {image: at for at, image in enumerate(one_each)}
-            stream = torch.cuda.Stream(device)  # not behind the updates that the device is at
-            with torch.cuda.stream(stream):
-                stored = joined(_by_gpu(pictures, one_each, device), device)
-                cut = _held(stored, recipe, [number[image] for image in images], draws)
-            stream.synchronize()  # a thread may wait
+            stream = streams.get()
+            try:
+                with torch.cuda.stream(stream):
+                    stored = joined(_by_gpu(pictures, one_each, device), device)
+                    cut = _held(stored, recipe, [number[image] for image in images], draws)
+                stream.synchronize()  # a thread may wait
+            finally:
+                streams.put(stream)
             result.append(cut._replace(images=images))
 
         return Job(result, [part])
 
-    for (cut,) in finished((job(*task) for task in tasks), threads=2 if threads > 1 else 1):
+    for (cut,) in finished((job(*task) for task in tasks), threads=many):
         cut.pixels_BCSS.record_stream(torch.cuda.current_stream(device))
         yield cut
 
@@ -242,6 +257,18 @@ def _by_gpu(pictures: Pictures, images: Sequence[int], device: torch.device) -> 
         there[number] if number in there else decoded(pictures, image).to(device)
         for number, image in enumerate(images)
     ]
+
+
+def _require_nvjpeg(device: torch.device) -> None:
+    """EnvironmentProblem where nvJPEG decodes nothing: all images would come from the host, and the record lie."""
+    file = BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "JPEG")
+    try:
+        _nvjpeg([file.getvalue()], device)
+    except (AttributeError, RuntimeError) as error:
+        raise EnvironmentProblem(
+            f"decoder gpu needs a torchvision with nvJPEG: {str(error).splitlines()[0]}. Use decoder cpu"
+        ) from error
 
 
 def _nvjpeg(files: Sequence[bytes], device: torch.device) -> list[Tensor]:

@@ -67,7 +67,10 @@ def brightened(factor_N: NDArray[np.float64]) -> NDArray[np.uint8]:
 def contrast_tables(images_NCHW: Tensor, factor_N: Tensor) -> Tensor:
     """m + factor (v - m) with m the image's mean grey level, rounded: uint8 (N, 3, 256); factor float32."""
     grey_NHW = grey(images_NCHW.float())
-    mean_N = (grey_NHW.mean(dim=(1, 2), dtype=torch.float64) + 0.5).floor().float()
+    # in whole numbers: a GPU's mean is a product with a reciprocal, which may fall short of a half
+    pixels = grey_NHW[0].numel()
+    sum_N = grey_NHW.sum(dim=(1, 2), dtype=torch.float64).long()
+    mean_N = ((2 * sum_N + pixels) // (2 * pixels)).float()
     values_NV = torch.arange(256.0, device=images_NCHW.device).expand(len(images_NCHW), 256)
     tables_NV = blend(mean_N[:, None], values_NV, factor_N[:, None])
     return tables_NV[:, None].expand(-1, 3, -1)

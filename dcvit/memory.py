@@ -8,7 +8,7 @@ import torch
 from dcvit.cost import activation_bytes, state_bytes
 from dcvit.recipe import Recipe
 
-USED = 0.7  # of what is left after weights and moments: the rest is for the allocator and workspaces
+USED = 0.7  # of what is left after weights and moments; the rest: held images (`stored.SHARE`), workspaces, allocator
 
 
 class OutOfMemory(RuntimeError):

@@ -228,7 +228,8 @@ def cluster_problem(arguments: argparse.Namespace) -> str:
         return "--print-commands goes without --plan and --executor: it is for schedulers that dcvit does not know"
     if arguments.runs_per_gpu > 1 and (executor != "local" or arguments.print_commands):
         return (
-            "--runs-per-gpu goes with --executor local: a job of a cluster trains one run on GPUs of its own"
+            "--runs-per-gpu goes with --executor local and without --print-commands: elsewhere a run has GPUs of its "
+            "own"
         )
     if executor == "ray" and arguments.minutes:
         return "--minutes goes with --executor local or slurm: Ray's tasks end with this command"
@@ -255,7 +256,8 @@ def _folder(text: str) -> Path:
     """A folder that is there or can be made."""
     path = Path(text)
     if not text or path.is_file():
-        raise argparse.ArgumentTypeError(f"{text!r}: the name of a folder is needed")
+        what = " is a file" if text else ""
+        raise argparse.ArgumentTypeError(f"{text!r}{what}: the name of a folder is needed")
     return path
 
 

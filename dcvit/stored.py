@@ -7,6 +7,7 @@ Shapes: N images, P pixels of all of them, B crops, S the side of a crop.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+import gc
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from dcvit.datasets import Pictures
 from dcvit.decoding import decoded
 from dcvit.resampling import resampled
 
-SHARE = 0.25  # of a GPU's free memory that images may take
+SHARE = 0.1  # of a GPU's free memory that images may take; `memory.USED` leaves so much
 SAMPLED = 64  # images by which the size of all is judged
 
 
@@ -56,10 +57,10 @@ def joined(images: Sequence[Tensor], device: torch.device) -> Stored:
 
 
 def in_memory(pictures: Pictures, device: torch.device, *, threads: int = 0) -> Stored | None:
-    """All images, on a GPU of whose free memory they take at most a quarter; None if more, or if it is none."""
+    """All images, on a GPU of whose free memory they take at most a tenth; None if more, or if it is none."""
     if device.type != "cuda":
         return None
-    room = int(torch.cuda.mem_get_info(device)[0] * SHARE)
+    room = _room(device)
     if not pictures.held and (pictures.size is None or _estimated(pictures) > room):
         return None
     parts, used = [], 0
@@ -71,14 +72,23 @@ def in_memory(pictures: Pictures, device: torch.device, *, threads: int = 0) -> 
             return None
     height_N, width_N = (np.concatenate([part[which] for part in parts]) for which in (2, 3))
     whole = torch.cat([part.pixels_P3 for part in parts])
+    parts.clear()
+    torch.cuda.empty_cache()  # else as much again stayed torch's
     return Stored(whole, laid_out(height_N, width_N), height_N, width_N)
 
 
 def moved(stored: Stored, device: torch.device) -> Stored | None:
     """The images on a GPU, if it has room for them; None if not, or if the device is none."""
-    if device.type != "cuda" or stored.pixels_P3.numel() > torch.cuda.mem_get_info(device)[0] * SHARE:
+    if device.type != "cuda" or stored.pixels_P3.numel() > _room(device):
         return None
     return stored._replace(pixels_P3=stored.pixels_P3.to(device))
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that images may take; what an earlier run of this process used counts as free."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    return int(torch.cuda.mem_get_info(device)[0] * SHARE)
 
 
 def _estimated(pictures: Pictures) -> float:

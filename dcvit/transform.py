@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 import logging
+from subprocess import SubprocessError
 from types import FunctionType
 
 import torch
@@ -24,6 +25,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 COMPILED_FROM = 2**22  # bytes of a batch from which on a CPU's kernel is worth 15 seconds of compiling
+DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)
 BLOCK = 2**19  # bytes of images that a CPU's core works on before it goes on: a quarter of its second cache
 
 
@@ -110,9 +112,9 @@ def transform(pixels: Tensor, draws: Draws, workspace: Workspace | None = None) 
             workspace.fused(
                 pixels, draws.kept_BRW, draws.noise, draws.map_GHW, *statistics(pixels.device), out
             )
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # a compiler that is missing, or fails, has many ways to say so
+    except Exception as error:
+        if not _lacks_a_compiler(error):
+            raise
         workspace.fused = None
         return _in_steps(pixels, draws, out)
     return out
@@ -144,6 +146,22 @@ def _fused(
             x = x + (1 - kept) * noise.view(x.shape)
     weight = map_GHW.view(G, 1, 1, R, H // R, W)
     out.copy_((weight * x + (1 - weight) * x.flip(1)).view(B, C, H, W))
+
+
+def _lacks_a_compiler(error: BaseException) -> bool:
+    """Whether a kernel could not be made, by what torch.compile raises then. An error of the device is none of these.
+
+    Nor is one that came up while the kernel was made, and which torch passes on as its own.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # what compiles has imported it; it takes a second
+
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, DEVICE_ERRORS):
+            return False
+        chain = getattr(chain, "inner_exception", None) or chain.__cause__
+    triton = type(error) is RuntimeError and "compiler" in str(error)  # which misses one for C
+    return triton or isinstance(error, (TorchDynamoException, ImportError, OSError, SubprocessError))
 
 
 @contextmanager

@@ -73,10 +73,10 @@ def test_jitter_is_drawn_as_torchvisions(strength):
         torch.default_generator.set_state(generator.get_state())
         drawn = [ColorJitter.get_params(bounds, bounds, bounds, None) for _ in range(many)]
     for number, kind in enumerate((Operation.BRIGHTNESS, Operation.CONTRAST, Operation.COLOR)):
-        factors = choices.strength.T[choices.operation.T == kind]
+        factors = choices.strength.T[kind == choices.operation.T]
         assert len(factors) == many
         assert ks_2samp(factors, [each[number + 1] for each in drawn]).pvalue > 1e-3
-    orders = {order: 0 for order in permutations(BY_TORCHVISION)}
+    orders = dict.fromkeys(permutations(BY_TORCHVISION), 0)
     for order in choices.operation.T.tolist():
         orders[tuple(order)] += 1
     assert chisquare(list(orders.values())).pvalue > 1e-3

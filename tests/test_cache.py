@@ -1,5 +1,6 @@
 """The cache file: what is in it, when it is taken, and what becomes of one that was not finished or is damaged."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -279,8 +280,30 @@ def test_a_full_disk_is_told_before_anything_is_written(train, path, monkeypatch
 
 def test_a_place_that_can_not_be_written_is_named(train, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(EnvironmentProblem, match="can't be made or read"):
+    with pytest.raises(EnvironmentProblem, match=r"can't be made or read \(.*\): give another folder"):
         cached(tmp_path / "file" / "cache", train, SIDE)
+
+
+def test_a_disk_that_fills_while_a_cache_is_made_is_told_as_that(train, path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(
+        EnvironmentProblem, match=r"\(No space left on device\): make room there, or give another"
+    ):
+        cached(path, train, SIDE)
+
+
+def test_a_whole_cache_in_a_folder_that_can_not_be_written_is_read(train, path, monkeypatch):
+    expected = cached(path, train, SIDE)
+    path.with_name("images.lock").unlink()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda where, mode: mode != os.W_OK and access(where, mode))
+    assert equal(cached(path, train, SIDE), expected)
+    assert [entry.name for entry in path.parent.iterdir()] == ["images"]
+    with pytest.raises(DataError, match="has side = 9, and 10 is needed"):
+        cached(path, train, SIDE + 1)
 
 
 def test_images_without_a_name_are_not_cached(train, path):

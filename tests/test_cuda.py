@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 from PIL import Image
 import pytest
 import torch
@@ -13,6 +14,7 @@ from dcvit import (
     draw_rates,
     erase_patches,
     erase_rectangles,
+    randaugment,
     sources,
     stored,
     stream,
@@ -20,12 +22,14 @@ from dcvit import (
 from dcvit.baselines import DEIT_T, RESNET_50, SWIN_T
 from dcvit.batch import mixed_batch
 from dcvit.datasets import pictures
+from dcvit.draws import draw_batch
 from dcvit.feed import Feed
 from dcvit.layout import pieces_of
 from dcvit.loading import training_batches
 from dcvit.recipe import Augmentation, DynamicAlpha, PatchErasing, Periods, StaticAlpha
 from dcvit.scale import smoke
 from dcvit.step import Tally, begin_state, train_step
+from dcvit.transform import reference, transform, workspace_for
 from tests.helpers import image_folder, tiny
 
 pytestmark = [
@@ -79,17 +83,66 @@ def test_a_step_never_waits_for_the_device(recipe, at_most):
     assert int(state.tally.counts_3.sum()) == 53 * recipe.batch
 
 
-@pytest.mark.parametrize("compiling", ["default", "graphs"])
+@pytest.mark.parametrize(("compiling", "at_most"), [("default", None), ("graphs", None), ("graphs", 32)])
 @pytest.mark.parametrize("recipe", [OURS[0], OURS[3], OURS[6]])
-def test_a_compiled_step_does_not_wait_either_and_learns_the_same(recipe, compiling):
+def test_a_compiled_step_does_not_wait_either_and_learns_the_same(recipe, compiling, at_most):
     """Also in pieces, whose gradients add up across graphs. Dropped paths are drawn otherwise there."""
     recipe = replace(recipe, drop_path=0.0)
-    for at_most in (None, 32):
-        eager = trained(recipe, 20, at_most=at_most)
-        compiled = trained(recipe, 20, compiling=compiling, at_most=at_most, waits_until=10)
-        found, expected = (state.tally.means(recipe.batch) for state in (compiled, eager))
-        assert found["loss"] == pytest.approx(expected["loss"], rel=0.02)
-        assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=0.1)
+    eager = trained(recipe, 20, at_most=at_most)
+    compiled = trained(recipe, 20, compiling=compiling, at_most=at_most, waits_until=10)
+    found, expected = (state.tally.means(recipe.batch) for state in (compiled, eager))
+    assert found["loss"] == pytest.approx(expected["loss"], rel=0.02)
+    assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=0.1)
+    assert compiled.workspace.fused is not None, "the batch transform was not compiled"
+
+
+@pytest.mark.parametrize("recipe", OURS[:3])
+def test_the_compiled_batch_transform_is_what_its_definition_says(recipe):
+    """Noise, zeros and rectangles; and fewer images than the workspace has room for."""
+    shape = (recipe.batch, 3, 16, 16)
+    room = workspace_for(shape, CUDA)
+    for images in (recipe.batch, recipe.batch // recipe.groups):
+        smaller = replace(recipe, batch=images, groups=recipe.groups * images // recipe.batch)
+        pixels = torch.randint(0, 256, (images, *shape[1:]), dtype=torch.uint8, device=CUDA)
+        draws = draw_batch(
+            pixels.shape, smaller, alpha=torch.tensor(0.5, device=CUDA), progress=0.5, seed=0, update=0
+        )
+        found = transform(pixels, draws, room)
+        torch.testing.assert_close(found, reference(pixels, draws), rtol=1e-5, atol=1e-5)
+    assert room.fused is not None
+
+
+@pytest.mark.parametrize("how", ["files", "held"])
+def test_feeding_does_not_wait_for_the_device(how, tmp_path, monkeypatch):
+    """Neither crops of what is held there, nor flips and RandAugment of what comes from the host."""
+    monkeypatch.setattr(datasets, "HELD_BYTES", 1 << 20 if how == "held" else 0)
+    if how == "files":
+        monkeypatch.setattr(stored, "SHARE", 0.0)
+    recipe = tiny(resolution=32, batch=6, epochs=4, augmentation=Augmentation(repeats=3))
+    train = pictures(sources.from_folder(image_folder(tmp_path / "images", size=40)), "train", recipe)
+    feed = Feed(augmentation="device")
+    batches = training_batches(train, recipe, seed=0, feed=feed, device=CUDA, pinned=True, workers=0)
+    next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = [next(batches) for _ in range(5)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(pixels.shape == (6, 3, 32, 32) for pixels, _ in found)
+
+
+def test_randaugment_gives_what_it_gives_on_a_cpu():
+    """To the bit for colours; geometry and sharpness to one level, as a GPU adds a product in one rounding."""
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (90, 3, 40, 33), dtype=np.uint8))
+    pixels[::3] = pixels[::3] // 64 * 8 + 100  # few values
+    for operation in list(randaugment.Operation)[1:]:
+        drawn = randaugment.draw(randaugment.settings("rand-m9-mstd0.5-inc1-n1-p1"), 9000, (40, 33), rng)
+        choices = drawn[np.flatnonzero(drawn.operation[0] == operation)[:90]]
+        expected = randaugment.apply(pixels, choices)
+        found = randaugment.apply(pixels.cuda(), choices).cpu()
+        worst = (expected.int() - found.int()).abs().max()
+        assert worst <= (0 if operation <= randaugment.Operation.COLOR else 1), operation
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -144,4 +197,5 @@ def test_batches_that_the_gpu_augments_are_those_of_the_cpu(how, tmp_path, monke
         assert found.device.type == its.device.type == "cuda"
         assert torch.equal(labels, its.cpu())
         difference = (expected.int() - found.cpu().int()).abs().float()
-        assert difference.mean() <= (2 if how == "decoded by the GPU" else 0.1)
+        # nvJPEG fills in colours that a file has for every other pixel otherwise than libjpeg-turbo
+        assert difference.mean() <= (8 if how == "decoded by the GPU" else 0.1)

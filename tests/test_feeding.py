@@ -1,6 +1,7 @@
 """Batches that the device augments: what is in them hangs on seed, update and position, not on how they are made."""
 
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 import threading
@@ -301,6 +302,62 @@ def test_what_the_gpu_does_not_decode_is_decoded_here(refused, source, monkeypat
     jpegs = sum(train.encoded(index)[:2] == b"\xff\xd8" for index in range(12))
     assert asked == [jpegs] + [1] * (jpegs if refused else 0)
     assert 0 < jpegs < 12
+
+
+@pytest.mark.parametrize("threads", [0, 2, 8])
+def test_threads_that_let_the_gpu_decode_have_a_stream_each_and_no_more(threads, source, monkeypatch):
+    """Memory that was freed for a stream stays that stream's, so that one a batch would take many times as much."""
+    train = opened(source, "files", monkeypatch)
+    made, at_work, synchronised = [], set(), []
+
+    class Stream:
+        def __init__(self, device):
+            made.append(self)
+
+        def synchronize(self):
+            synchronised.append(self)
+
+    @contextmanager
+    def used(stream):
+        assert stream not in at_work
+        at_work.add(stream)
+        yield
+        at_work.remove(stream)
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", used)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+    monkeypatch.setattr(
+        feeding, "_nvjpeg", lambda files, device: [DECODE(as_tensor(file), 3, False) for file in files]
+    )
+    tasks = [(list(range(first, first + 6)), draw(RECIPE, seed=1, update=first)) for first in range(6)]
+    cuts = list(
+        feeding._decoded_there(train, RECIPE, iter(tasks), threads=threads, device=torch.device("cpu"))
+    )
+    held = joined([decoded(train, index) for index in range(12)], torch.device("cpu"))
+    assert len(made) == (2 if threads > 1 else 1)
+    assert len(synchronised) == 6
+    for (images, draws), cut in zip(tasks, cuts, strict=True):
+        assert cut.images == images
+        assert torch.equal(cut.pixels_BCSS, feeding._held(held, RECIPE, images, draws).pixels_BCSS)
+
+
+@pytest.mark.parametrize("says", ["decode_jpegs_cuda: torchvision not compiled with nvJPEG support", None])
+def test_a_gpu_that_decodes_nothing_is_said_so_before_the_first_batch(says, monkeypatch):
+    """Else the host would decode all of it, image by image, and the record call it the GPU's work."""
+
+    def nvjpeg(files, device):
+        if says:
+            raise RuntimeError(f"{says}\nmore of it")
+        return [DECODE(as_tensor(file), 3, False) for file in files]
+
+    monkeypatch.setattr(feeding, "_nvjpeg", nvjpeg)
+    if says is None:
+        feeding._require_nvjpeg(torch.device("cuda"))
+        return
+    with pytest.raises(EnvironmentProblem, match=f"needs a torchvision with nvJPEG: {says}. Use decoder cpu"):
+        feeding._require_nvjpeg(torch.device("cuda"))
 
 
 # --- whole runs ------------------------------------------------------------------------------

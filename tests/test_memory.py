@@ -14,6 +14,7 @@ from dcvit.executing import execute
 from dcvit.memory import USED, OutOfMemory, fitting, fitting_into, out_of_memory
 from dcvit.runs import Place, Run
 from dcvit.sources import from_folder
+from dcvit.stored import SHARE
 from tests.helpers import RESNET, SWIN, VIT, image_folder, tiny
 
 SWIN_B_384 = replace(SWIN_B, resolution=384, backbone=replace(SWIN_B.backbone, window=12))
@@ -53,6 +54,14 @@ def test_without_room_for_the_weights_it_is_one_image():
 def test_a_deit_t_fits_as_a_whole_into_80_gb_and_the_largest_swin_does_not():
     assert fitting_into(80e9, DEIT_T, 1) == DEIT_T.batch
     assert 1 < fitting_into(80e9, SWIN_B_384, 1) < SWIN_B_384.batch
+
+
+@pytest.mark.parametrize("recipe", [DEIT_T, DEIT_B, SWIN_B_384])
+def test_a_tenth_is_left_beside_a_batch_and_the_images_that_a_gpu_holds(recipe):
+    """For what the allocator can't use, the context, and the windows that are cropped at a time."""
+    memory = 80e9
+    batch = fitting_into(memory, recipe, 1) * activation_bytes(recipe)
+    assert state_bytes(recipe) + batch + SHARE * memory <= 0.9 * memory
 
 
 def test_lack_of_memory_gets_words_that_say_what_to_change():

@@ -272,6 +272,15 @@ def test_a_page_that_mixes_augmentations_says_where(older):
         assert "by device: model, baseline / model, ours; by pil: model, baseline" in page
 
 
+def test_images_from_a_cache_are_other_images():
+    results = augmented(results_of([70.0], [72.0]), "device", "device")
+    name, record = next(iter(results.records.items()))
+    cached = replace(record, environment={**record.environment, "cache": True})
+    page = render(TABLE, replace(results, records={**results.records, name: cached}))
+    assert "augmentation: device, device from a cache;" in page
+    assert "by device: model, ours; by device from a cache: model, baseline" in page
+
+
 def test_what_a_record_calls_its_augmentation_is_no_markup():
     results = augmented(results_of([70.0], [72.0]), "<b>*x*", "pil")
     page = render(TABLE, results)

@@ -209,15 +209,50 @@ def test_a_kernel_that_fails_after_it_wrote_leaves_nothing_of_it():
     assert_equal(transform(pixels, draws, room_for(pixels, fused=fails)), reference(pixels, draws))
 
 
-def test_a_lack_of_memory_is_no_lack_of_a_compiler():
+def failed_while_compiling(cause):
+    """What torch raises where something failed while it made a kernel."""
+    exc = pytest.importorskip("torch._inductor.exc")
+    return exc.InductorError(cause, None)
+
+
+OF_THE_DEVICE = {
+    "memory": torch.OutOfMemoryError("no room"),
+    "an address": torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    "a kernel": RuntimeError("CUDA error: unspecified launch failure"),
+    "a programming error": TypeError("one argument too many"),
+}
+
+
+# of the others torch's own exception says no more than that there was one
+WHILE_COMPILING = [(name, True) for name in ("memory", "an address")]
+
+
+@pytest.mark.parametrize(
+    ("name", "compiling"), [*((name, False) for name in OF_THE_DEVICE), *WHILE_COMPILING]
+)
+def test_an_error_of_the_device_is_no_lack_of_a_compiler(name, compiling):
+    """Also where it came up while the kernel was made: what is tried out then may lack memory, or fault."""
+    error = failed_while_compiling(OF_THE_DEVICE[name]) if compiling else OF_THE_DEVICE[name]
+
     def fails(*_):
-        raise torch.OutOfMemoryError("no room")
+        raise error
 
     pixels, draws = a_case()
     room = room_for(pixels, fused=fails)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         transform(pixels, draws, room)
     assert room.fused is fails
+
+
+@pytest.mark.parametrize("cause", [FileNotFoundError("g++"), RuntimeError("Cannot find a working triton")])
+def test_an_error_of_the_compiler_is_none_of_the_device(cause):
+    def fails(*_):
+        raise failed_while_compiling(cause)
+
+    pixels, draws = a_case()
+    room = room_for(pixels, fused=fails)
+    assert_equal(transform(pixels, draws, room), reference(pixels, draws))
+    assert room.fused is None
 
 
 @pytest.mark.parametrize("compiler", ["is-not-there", "fails"])
