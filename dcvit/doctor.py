@@ -42,7 +42,7 @@ def examine() -> int:
     ]
     print(f"CUDA          {'; '.join(gpus) or 'no device'}")
 
-    print(f"augmentation  {Feed().augments('cuda' if gpus else 'cpu')} (the default here; --augmentation)")
+    print(f"augmentation  {Feed().augmentation} (the default; --augmentation)")
     print(f"C++ compiler  {_compiler() or 'none: on a CPU the batch transform stays slower'}")
 
     source, problem = _images()

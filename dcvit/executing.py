@@ -118,7 +118,8 @@ def _device(place: Place) -> "torch.device":
     if device.type == "cuda" and (place.gpus or rank is not None):
         local = rank[2] if rank is not None else 0
         device = resolve(f"cuda:{place.gpus[local] if place.gpus else local}")
-        torch.cuda.set_device(device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # else pinning would open a context on the first one
     return device
 
 

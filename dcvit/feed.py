@@ -21,22 +21,16 @@ COMPILING: tuple[Compiling, ...] = get_args(Compiling)
 class Feed:
     """Who decodes, crops and augments the images of a run."""
 
-    augmentation: Augmenting | None = None  # "pil": timm's transforms; None: "device" on a GPU, else "pil"
+    augmentation: Augmenting = (
+        "device"  # whole batches, where the run is; "pil": timm's transforms, image by image
+    )
     cache: Path | None = None  # a folder of resized images, made where they are missing
     decoder: Decoder = "cpu"  # of JPEGs; "gpu" goes with augmentation "device" on a GPU
 
-    def augments(self, device: str) -> Augmenting:
-        """Which augmentation runs on a device of this type, "cpu" or "cuda".
-
-        >>> Feed().augments("cuda"), Feed().augments("cpu")
-        ('device', 'pil')
-        """
-        return self.augmentation or ("device" if device == "cuda" else "pil")
-
-    def described(self, device: str) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """What a record says of it; what is left at its default is not named, but for the augmentation."""
         return {
-            "augmentation": self.augments(device),
+            "augmentation": self.augmentation,
             **({"cache": True} if self.cache is not None else {}),
             **({"decoder": self.decoder} if self.decoder != "cpu" else {}),
         }
@@ -47,12 +41,10 @@ class Feed:
         >>> Feed(augmentation="pil", decoder="gpu").problem("cuda")
         '--decoder gpu goes with --augmentation device: pil decodes on the CPU'
         """
-        on_pil = self.augmentation == "pil" or (device is not None and self.augments(device) == "pil")
-        why = "" if self.augmentation == "pil" else ", and on a CPU pil is the default"
-        if self.cache is not None and on_pil:
-            return f"--cache goes with --augmentation device: pil reads the images themselves{why}"
-        if self.decoder == "gpu" and on_pil:
-            return f"--decoder gpu goes with --augmentation device: pil decodes on the CPU{why}"
+        if self.cache is not None and self.augmentation == "pil":
+            return "--cache goes with --augmentation device: pil reads the images themselves"
+        if self.decoder == "gpu" and self.augmentation == "pil":
+            return "--decoder gpu goes with --augmentation device: pil decodes on the CPU"
         if self.decoder == "gpu" and self.cache is not None:
             return "--decoder gpu is for JPEGs, and the images in a --cache are decoded: leave one of the two out"
         if self.decoder == "gpu" and device == "cpu":

@@ -89,7 +89,8 @@ def fed(
     elif feed.decoder == "gpu":
         cuts = _decoded_there(pictures, recipe, tasks, threads=workers, device=device)
     else:
-        jobs = (_job(opened, recipe, *task, pinned=pinned) for task in tasks)
+        together = TOGETHER if threads else recipe.batch
+        jobs = (_job(opened, recipe, *task, pinned=pinned, together=together) for task in tasks)
         cuts = finished(jobs, threads=threads)
     return _augmented(cuts, pictures, pinned=pinned, device=device)
 
@@ -151,9 +152,15 @@ def _beside(pixels_BCSS: Tensor, stream: torch.cuda.Stream, device: torch.device
 
 
 def _job(
-    opened: Callable[[int], Tensor], recipe: Recipe, images: list[int], draws: Draws, *, pinned: bool
+    opened: Callable[[int], Tensor],
+    recipe: Recipe,
+    images: list[int],
+    draws: Draws,
+    *,
+    pinned: bool,
+    together: int,
 ) -> Job[_Cut]:
-    """Cropping one batch, of which each image is opened once however often it comes."""
+    """Cropping one batch, of which each image is opened once however often it comes; so many images a part."""
     # Anew for every batch: whoever got one may keep it, and torch itself sees to it that pinned memory
     # comes back only when it has been copied.
     side = recipe.resolution
@@ -166,12 +173,12 @@ def _job(
         partial(
             _cut,
             opened,
-            views[first : first + TOGETHER],
+            views[first : first + together],
             draws.crops,
             recipe.augmentation.crop_ratio,
             pixels_BCSS,
         )
-        for first in range(0, len(views), TOGETHER)
+        for first in range(0, len(views), together)
     ]
     return Job(_Cut(pixels_BCSS, images, draws), parts)
 

@@ -66,7 +66,7 @@ def training_batches(
     processes. ValueError, DataError or EnvironmentProblem if the images can't be fed so.
     """
     at = slice(None) if positions is None else list(positions)
-    if feed.augments(device.type) == "device":
+    if feed.augmentation == "device":
         updates = (
             Update(epoch * len(image_SB) + number, image_SB[number, at].tolist())
             for epoch, image_SB, _, first in _epochs(len(pictures), recipe, seed=seed, start=start)

@@ -65,7 +65,7 @@ def make(
 
     here = machine(
         gpu=device.type == "cuda",
-        augmentation=place.feed.augments(device.type),
+        augmentation=place.feed.augmentation,
         runs_per_gpu=place.runs_per_gpu,
     )
 

@@ -106,9 +106,10 @@ def add_feed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--augmentation",
         choices=AUGMENTING,
-        help="who crops, flips and applies RandAugment: device, whole batches at once where the run is (default on a "
-        "GPU), or pil, timm's transforms image by image (default on a CPU). Same recipe, other random numbers: "
-        "records say which, and one table should have one",
+        default="device",
+        help="who crops, flips and applies RandAugment: device (default), whole batches at once where the run is, or "
+        "pil, timm's transforms image by image. Same recipe, other random numbers: records say which, and one table "
+        "should have one",
     )
     parser.add_argument(
         "--cache",

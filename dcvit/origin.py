@@ -51,7 +51,7 @@ def division_of(world: World, pieces: list[Piece]) -> dict[str, int]:
 def manner_of(feed: Feed, compiling: Compiling, device: torch.device) -> dict[str, Any]:
     """How images were loaded and the step was compiled: other ways round differently, or draw from other streams."""
     compiled = {"compiled": compiling} if device.type == "cuda" else {}
-    return {**feed.described(device.type), **compiled}
+    return {**feed.described(), **compiled}
 
 
 def maker_of(

@@ -95,7 +95,7 @@ def _mixed(table: Table, results: Results) -> str:
         + ways
         + ". The recipe is the same, "
         "but a difference between such cells is also one between the two ways: train all of a table with one "
-        "`--augmentation`."
+        "`--augmentation`, and all with `--cache` or all without."
     )
 
 

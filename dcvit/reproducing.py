@@ -87,7 +87,7 @@ def _reproduce(tables: Sequence[Table], arguments: argparse.Namespace) -> int:
         gpu = arguments.scale != "smoke"
         planned = machine(
             gpu=gpu,
-            augmentation=place.feed.augments("cuda" if gpu else "cpu"),
+            augmentation=place.feed.augmentation,
             runs_per_gpu=place.runs_per_gpu,
         )
         guesses = {run: guess(run, records, planned, images=image_count(run.recipe, source)) for run in runs}

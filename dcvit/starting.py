@@ -75,7 +75,7 @@ def arguments_of(run: Run, how: How) -> list[str]:
         "--out": how.out.absolute(),
         "--device": how.device,
         "--workers": how.workers,
-        "--augmentation": how.feed.augmentation,
+        "--augmentation": how.feed.augmentation if how.feed.augmentation != "device" else None,
         "--cache": how.feed.cache and how.feed.cache.absolute(),
         "--decoder": how.feed.decoder if how.feed.decoder != "cpu" else None,
         "--compile": how.compiling if how.compiling != "default" else None,

@@ -229,7 +229,8 @@ def test_a_randaugment_that_is_not_understood_is_refused_at_once(train):
 def test_the_gpu_decodes_only_where_there_is_one(train, tmp_path):
     with pytest.raises(EnvironmentProblem, match="needs a CUDA device"):
         training_batches(train, RECIPE, seed=1, feed=Feed(augmentation="device", decoder="gpu"))
-    for feed in (Feed(cache=tmp_path / "cache"), Feed(decoder="gpu")):
+    for other in ({"cache": tmp_path / "cache"}, {"decoder": "gpu"}):
+        feed = Feed(augmentation="pil", **other)
         with pytest.raises(ValueError, match="goes with --augmentation device"):
             training_batches(train, RECIPE, seed=1, feed=feed)
 

@@ -15,12 +15,14 @@ from dcvit.augmentation import global_generators_kept
 from dcvit.baselines import DEIT_T
 from dcvit.datasets import Pictures, pictures
 from dcvit.errors import DataError
+from dcvit.feed import Feed
 from dcvit.loading import epoch_order, evaluation_batches, training_batches
 from dcvit.recipe import Augmentation
 from dcvit.scale import at_scale
 from dcvit.schedules import updates_per_epoch
 from dcvit.sources import digits
 
+PIL = Feed(augmentation="pil")  # image by image; `test_feeding` has whole batches
 seeds = st.integers(1, 2**32)
 epochs = st.integers(0, 300)
 SMOKE = replace(at_scale(DEIT_T, "smoke"), batch=16, epochs=2, train_images=50, test_images=20)
@@ -166,7 +168,7 @@ def train():
 
 def batches(train, recipe=SMOKE, *, seed=1, workers=0):
     with global_generators_kept():
-        return list(training_batches(train, recipe, seed=seed, workers=workers))
+        return list(training_batches(train, recipe, seed=seed, workers=workers, feed=PIL))
 
 
 def same(one, other):
@@ -197,7 +199,7 @@ def test_batches_are_the_same_for_any_number_of_workers(train):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2")
 def test_batches_can_begin_at_any_update(start, workers, train):
     with global_generators_kept():
-        found = list(training_batches(train, SMOKE, seed=1, start=start, workers=workers))
+        found = list(training_batches(train, SMOKE, seed=1, start=start, workers=workers, feed=PIL))
     assert len(found) == SMOKE.epochs * updates_per_epoch(50, SMOKE) - start
     assert same(found, batches(train)[start:])
 
@@ -212,7 +214,7 @@ def test_the_batches_before_the_beginning_are_not_made(start, train):
 
     watched = Pictures(train.labels, open_image)
     with global_generators_kept():
-        next(training_batches(watched, SMOKE, seed=1, start=start))
+        next(training_batches(watched, SMOKE, seed=1, start=start, feed=PIL))
     epoch, update = divmod(start, 3)
     assert opened == epoch_order(50, SMOKE, seed=1, epoch=epoch)[0][update].tolist()
 
@@ -287,7 +289,7 @@ def equal_states(one, other):
 def test_global_generators_are_left_as_they_were(train):
     before = global_states()
     with global_generators_kept():
-        list(islice(training_batches(train, SMOKE, seed=1), 2))
+        list(islice(training_batches(train, SMOKE, seed=1, feed=PIL), 2))
         assert not equal_states(before, global_states())
     assert equal_states(before, global_states())
 

@@ -22,6 +22,7 @@ import torch
 from dcvit import checkpoint, ledger, origin, pausing, step, training
 from dcvit.checkpoint import load_state, save_state
 from dcvit.errors import Diverged, EnvironmentProblem, Paused
+from dcvit.feed import AUGMENTING, Feed
 from dcvit.pausing import Course, UnusableState
 from dcvit.recipe import (
     Augmentation,
@@ -128,11 +129,12 @@ def test_a_run_is_paused_where_the_device_is_looked_at_and_between_epochs(
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2")  # on a machine of one core
 @pytest.mark.parametrize("workers", [1, 2])
-def test_loading_processes_change_nothing(workers, source, tmp_path, read_every):
-    recipe = RECIPES["vit, all of it"]
-    undisturbed = fit(recipe, 0, source, tmp_path / "undisturbed", CPU)
+@pytest.mark.parametrize("augmentation", AUGMENTING)
+def test_loaders_change_nothing(augmentation, workers, source, tmp_path, read_every):
+    recipe, feed = RECIPES["vit, all of it"], Feed(augmentation=augmentation)
+    undisturbed = fit(recipe, 0, source, tmp_path / "undisturbed", CPU, feed=feed)
     read_every(2)
-    record, pauses = in_pieces(recipe, source, tmp_path / "pieces", workers=workers)
+    record, pauses = in_pieces(recipe, source, tmp_path / "pieces", workers=workers, feed=feed)
     assert pauses == [2, 3, 4]
     assert without_times(record) == without_times(undisturbed)
 

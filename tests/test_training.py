@@ -19,6 +19,7 @@ import torch
 from dcvit import ledger, step, training
 from dcvit.checkpoint import copied
 from dcvit.errors import DataError, Diverged
+from dcvit.feed import AUGMENTING, Feed
 from dcvit.files import sha256_of
 from dcvit.ledger import Record
 from dcvit.recipe import (
@@ -262,12 +263,16 @@ def test_a_run_is_the_same_whatever_was_drawn_before_it(source, tmp_path):
     assert without_times(fit(REPEATED["vit"], 0, source, tmp_path / "b", CPU)) == without_times(first)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2")  # on a machine of one core
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_run_is_the_same_for_any_number_of_workers(workers, source, tmp_path):
-    alone = fit(REPEATED["vit"], 0, source, tmp_path / "a", CPU)
-    assert without_times(fit(REPEATED["vit"], 0, source, tmp_path / "b", CPU, workers=workers)) == (
-        without_times(alone)
+@pytest.mark.parametrize("augmentation", AUGMENTING)
+def test_a_run_is_the_same_for_any_number_of_workers(augmentation, workers, source, tmp_path):
+    feed = Feed(augmentation=augmentation)
+    alone, fed = (
+        fit(REPEATED["vit"], 0, source, tmp_path / str(many), CPU, workers=many, feed=feed)
+        for many in (0, workers)
     )
+    assert without_times(fed) == without_times(alone)
 
 
 def test_two_seeds_differ_in_weights_order_and_draws(source, tmp_path):

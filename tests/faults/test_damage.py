@@ -15,6 +15,7 @@ from dcvit import claims, datasets, keeping, launch, ledger, origin, pausing, so
 from dcvit.claims import claim, state_of
 from dcvit.errors import Paused
 from dcvit.executing import execute
+from dcvit.feed import Feed
 from dcvit.launch import make_all
 from dcvit.runs import Place, Run, Watcher, finished
 from dcvit.sources import from_folder
@@ -187,15 +188,15 @@ def test_nan_at_any_update_is_named_and_comes_to_no_record(update, place, expect
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("augmentation", "workers"), [("device", 0), ("device", 2), ("pil", 1)])
 @pytest.mark.parametrize("how", ["gone", "cut", "garbled", "a folder"])
 def test_an_image_that_vanishes_in_mid_run_is_named_and_the_run_goes_on_when_it_is_back(
-    how, workers, place, tmp_path, monkeypatch
+    how, augmentation, workers, place, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(datasets, "HELD_BYTES", 0)  # else small sets are held in memory
     source = from_folder(image_folder(tmp_path / "images"))
     run = Run(tiny(epochs=4), 0)  # every epoch sees all images
-    place = replace(place, source=source, workers=workers)
+    place = replace(place, source=source, workers=workers, feed=Feed(augmentation=augmentation))
     expected = train(replace(place, out=tmp_path / "undisturbed"), run)
     path = source.root / source.train[3].path
     content = path.read_bytes()
@@ -371,7 +372,7 @@ def test_a_signal_while_a_state_is_saved_waits_until_it_is(place, expected, monk
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2")
 def test_a_loading_process_that_is_killed_fails_the_run_which_then_goes_on(place, expected, monkeypatch):
-    two = replace(place, workers=2)
+    two = replace(place, workers=2, feed=Feed(augmentation="pil"))
     original, before = training.train_step, set(multiprocessing.active_children())
 
     def disturbed(*arguments, **options):

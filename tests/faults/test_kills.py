@@ -12,6 +12,7 @@ import torch
 
 from dcvit import checkpoint, keeping, ledger, pausing
 from dcvit.claims import claim, holder_of, state_of
+from dcvit.feed import Feed
 from dcvit.files import sha256_of
 from dcvit.pausing import Course
 from dcvit.runs import Place, Run
@@ -73,7 +74,8 @@ def killed_at_random(run, place, moments, *, pace, span):
 CASES = {
     "all of it": (ALL_OF_IT, {}),
     "in two pieces": (ALL_OF_IT, {"micro_batch": 2}),
-    "a decoding process": (ALL_OF_IT, {"workers": 1}),
+    "a decoding process": (ALL_OF_IT, {"workers": 1, "feed": Feed(augmentation="pil")}),
+    "a decoding thread": (ALL_OF_IT, {"workers": 1}),
     "swin": (tiny(backbone=SWIN, clip_norm=1.0, drop_path=0.3), {}),
 }
 

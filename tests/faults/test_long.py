@@ -9,6 +9,7 @@ from time import monotonic, sleep
 
 import pytest
 
+from dcvit.feed import Feed
 from dcvit.runs import Place, Run
 from dcvit.sources import from_folder
 from tests.faults import child
@@ -29,7 +30,7 @@ def source(tmp_path_factory):
 @pytest.mark.parametrize("name", [*CASES, "two decoding processes"])
 def test_forty_kills_at_random_moments_change_no_bit(name, source, tmp_path):
     """Of each of five kinds of runs: 200 kills."""
-    recipe, how = CASES.get(name, (ALL_OF_IT, {"workers": 2}))
+    recipe, how = CASES.get(name, (ALL_OF_IT, {"workers": 2, "feed": Feed(augmentation="pil")}))
     moments, total, number = random.Random(name), 0, 0
     while total < 40:
         run = Run(replace(recipe, epochs=4), number)
