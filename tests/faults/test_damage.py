@@ -371,8 +371,9 @@ def test_a_signal_while_a_state_is_saved_waits_until_it_is(place, expected, monk
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2")
-def test_a_loading_process_that_is_killed_fails_the_run_which_then_goes_on(place, expected, monkeypatch):
+def test_a_loading_process_that_is_killed_fails_the_run_which_then_goes_on(place, tmp_path, monkeypatch):
     two = replace(place, workers=2, feed=Feed(augmentation="pil"))
+    expected = train(replace(two, workers=0, out=tmp_path / "undisturbed")).record
     original, before = training.train_step, set(multiprocessing.active_children())
 
     def disturbed(*arguments, **options):
