@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.cost_table import IMAGES, NETWORKS, hours
 from dcvit.baselines import DEIT_T
-from dcvit.cost import CORE_DECODES, GPU_FLOPS, multiply_adds, parameters
+from dcvit.cost import CORE_DECODES_DEVICE, GPU_FLOPS, multiply_adds, parameters
 from dcvit.recipe import Recipe
 from dcvit.scale import small
 
@@ -204,7 +204,7 @@ def simulated(recipe: Recipe, ranks: int, cluster: Cluster = H100S) -> Step:
         straggling=cluster.jitter
         * computing
         * sqrt(2 * log(ranks)),  # the largest of so many normal variables
-        loading=images / (CORE_DECODES * cluster.cores),
+        loading=images / (CORE_DECODES_DEVICE * cluster.cores),
     )
 
 
@@ -244,7 +244,7 @@ of one run, computing alone and with loading by {one.cores} cores for each GPU:
     exposed    = max(sum of the last {one.last_bucket / 1e6:g} MB, sum of all gradients - {one.backward:.2f} computing)
     sum        = 2 (n - 1)/n bytes/bandwidth + 2 (n - 1) latency, in a node and between nodes
     straggling = {one.jitter:g} computing sqrt(2 ln GPUs)
-    loading    = images of a GPU / ({CORE_DECODES} x {one.cores} a second)
+    loading    = images of a GPU / ({CORE_DECODES_DEVICE} x {one.cores} a second)
 
 Assumptions, each of which moves the numbers:
 

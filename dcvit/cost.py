@@ -10,9 +10,9 @@ from dcvit.recipe import Backbone, Recipe, ResNet, SwinTransformer, VisionTransf
 GPU_FLOPS = 2.0e14  # sustained by one H100 in bfloat16, within a factor of two for these models
 CORE_FLOPS = 3.0e10  # one CPU core, small matrices in float32
 CORE_UPDATE = 0.016  # seconds of Python and small operations in an update on a CPU
-# full-size images a second and core (pytest benchmarks/bench_loading.py):
+# full-size images a second and core of a Xeon (pytest benchmarks/bench_end_to_end.py -s):
 CORE_DECODES = 240  # by PIL: decode, crop, RandAugment
-CORE_DECODES_DEVICE = 700  # by threads that only decode and crop, for a device that does the rest
+CORE_DECODES_DEVICE = 600  # by threads that only decode and crop, for a device that does the rest
 RESNET_50_MACS = 4.1e9  # at 224 px
 STEM = 64  # channels of a ResNet's first convolution, whatever the width of its stages
 HALF, FULL = 2, 4  # bytes of a number in bfloat16 and in float32
