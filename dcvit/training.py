@@ -186,6 +186,8 @@ class _Training:
                 self._train((epoch + 1) * updates)
             accuracy = self._end_epoch(epoch)
         assert accuracy is not None, "a run whose epochs are all done has a record"
+        # loaders take a while to end; after the record nothing is to do but to let go of the claim
+        getattr(self.batches, "close", lambda: None)()
         return self._finish(accuracy)
 
     def _train(self, end: int) -> None:
