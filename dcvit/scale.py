@@ -3,7 +3,7 @@
     smoke   scikit-learn's digits, 16 px, 32 epochs: two CPU cores, minutes. Proves that the
             code runs; says nothing about the paper.
     small   Imagenette, 64 px, 300 epochs: one GPU, a minute or two of computing a run.
-    paper   ImageNet-1k, 224 and 384 px, 300 and 32 epochs: the recipe as it is.
+    paper   ImageNet-1k, 224 and 384 px, 300 and 30 epochs: the recipe as it is.
 
 A twin keeps its family's proportions (DeiT T : S : B = 1 : 2 : 4 in width; Swin T and S of one
 width, B 4/3 of it, S and B three times as deep in the longest stage), the method and all that
