@@ -25,8 +25,8 @@ from benchmarks.peers import folder, peer_loader, peer_of
 from dcvit import augmentation, datasets, feeding, sources
 from dcvit.baselines import DEIT_B, DEIT_S, DEIT_T, RESNET_50, SWIN_T
 from dcvit.devices import best_precision, flushed_denormals
-from dcvit.estimating import cores
 from dcvit.feed import Feed
+from dcvit.host import cores
 from dcvit.loading import training_batches
 from dcvit.recipe import Recipe, VisionTransformer, as_data
 from dcvit.step import Tally, begin_state, train_step

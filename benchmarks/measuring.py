@@ -30,6 +30,7 @@ from statistics import fmean, median, quantiles
 from time import perf_counter, process_time
 from typing import Any
 
+from dcvit.host import cores, processor
 from dcvit.provenance import provenance
 
 HERE = Path(__file__).parent
@@ -244,26 +245,18 @@ def machine() -> dict[str, Any]:
     """This machine; `device_name` is that of its first GPU, or of its processor where there is none."""
     import torch
 
-    processor, gpu = _processor(), torch.cuda.is_available()
+    name, gpu = processor(), torch.cuda.is_available()
     return {
         "device": "cuda" if gpu else "cpu",
-        "device_name": torch.cuda.get_device_name(0) if gpu else processor,
+        "device_name": torch.cuda.get_device_name(0) if gpu else name,
         "gpus": torch.cuda.device_count(),
-        "processor": processor,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "processor": name,
+        "cores": cores(),
         "load": round(os.getloadavg()[0], 2),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": provenance()["versions"],
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def today() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dcvit.checking import as_json, as_text, examine
 from dcvit.errors import DATA_OR_ENVIRONMENT, OK, DataError
-from dcvit.estimating import cores
+from dcvit.host import cores
 from dcvit.options import add_data, add_device, at_least_one, not_negative
 from dcvit.published import beside_print, tagged
 from dcvit.scores import ProtocolName, write

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dcvit.errors import EnvironmentProblem
+from dcvit.host import processor
 
 Precision = Literal["bfloat16", "float32"]
 
@@ -60,7 +61,7 @@ def best_precision(device: torch.device) -> Precision:
     if device.type == "cuda":
         faster = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        amd = "AMD" in _processor()
+        amd = "AMD" in processor()
         faster = _has("_is_amx_tile_supported") or (amd and _has("_is_avx512_bf16_supported"))
     return "bfloat16" if faster else "float32"
 
@@ -109,7 +110,7 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
 
 def describe(device: torch.device, precision: Precision) -> dict[str, Any]:
     """What a record says about the device."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "device": device.type,
         "device_name": name,
@@ -117,11 +118,3 @@ def describe(device: torch.device, precision: Precision) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

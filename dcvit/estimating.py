@@ -2,23 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-import os
 from typing import Literal
 
 from dcvit.cost import calibrated_seconds, estimated_seconds, loading_seconds
 from dcvit.feed import Augmenting
+from dcvit.host import cores, processor
 from dcvit.ledger import Record
 from dcvit.recipe import Recipe
 from dcvit.runs import Run, took
-from dcvit.throughput import Measured, Rate, gpu_here, measured, processor_here
+from dcvit.throughput import Measured, Rate, gpu_here, measured
 
 By = Literal["finished runs", "measured", "arithmetic"]
 PLANNED = "H100"  # what the larger scales are planned for where there is no GPU
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +74,7 @@ class Machine:
 def machine(*, gpu: bool, augmentation: Augmenting, runs_per_gpu: int = 1) -> Machine:
     """This machine; for a GPU where there is none, one that was measured elsewhere, if an H100 was."""
     known = measured()
-    name = gpu_here() if gpu else processor_here()
+    name = gpu_here() if gpu else processor()
     if name is None:
         name = max((there for there in known if PLANNED in there), default=None)
         here = False

@@ -31,6 +31,7 @@ from dcvit.errors import (
     unwritable,
 )
 from dcvit.files import write_text
+from dcvit.host import cores
 from dcvit.runs import Outcome, Place, Run, left
 from dcvit.stopping import ASKING, listening
 
@@ -95,7 +96,7 @@ def _make_cache(run: Run, place: Place, folder: Path, stopped: Stopped) -> None:
     from dcvit.feeding import made_cache
 
     images = pictures(place.source, "train", run.recipe)
-    made_cache(folder, images, run.recipe, threads=place.workers or os.cpu_count() or 1, stopped=stopped)
+    made_cache(folder, images, run.recipe, threads=place.workers or cores(), stopped=stopped)
 
 
 class _EndedAlone(Exception):
@@ -186,7 +187,8 @@ def _fitted(
             deadline=place.deadline,
             stopped=stopped,
             world=world,
-            at_most=_at_most(run, place, device, world),
+            at_most=place.micro_batch,
+            sharing=place.runs_per_gpu,
             save_every=place.save_every,
             allow_changes=place.allow_changes,
             claim=mine,
@@ -206,18 +208,6 @@ def _fitted(
         raise
     except Exception as error:
         return _ended_badly(error, place, folder)
-
-
-def _at_most(run: Run, place: Place, device: "torch.device", world: "World") -> int | None:
-    """Images that may be in the network at once: so many as was asked for, or as fit into this run's share of a GPU."""
-    if place.micro_batch is not None or place.runs_per_gpu == 1 or device.type != "cuda":
-        return place.micro_batch
-    import torch
-
-    from dcvit.memory import fitting_into
-
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return fitting_into(memory / place.runs_per_gpu, run.recipe, world.size)
 
 
 def _ended_badly(error: Exception, place: Place, folder: Path) -> Outcome:

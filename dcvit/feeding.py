@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
-import os
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -28,6 +27,7 @@ from dcvit.datasets import Pictures
 from dcvit.decoding import RGB, as_tensor, decoded, is_plain
 from dcvit.errors import EnvironmentProblem
 from dcvit.feed import Feed
+from dcvit.host import cores
 from dcvit.recipe import Recipe
 from dcvit.resampling import resize_into
 from dcvit.stored import Stored, in_memory, joined, moved
@@ -75,8 +75,8 @@ def fed(
         raise EnvironmentProblem(
             f"decoder gpu needs a CUDA device, and this is {device.type}: use decoder cpu"
         )
-    if feed.decoder == "gpu" and feed.cache is not None:
-        raise ValueError("decoder gpu is for JPEGs, and a cache has none: leave out one of the two")
+    if problem := feed.problem(device.type):
+        raise ValueError(problem)
     if feed.decoder == "gpu":
         _require_nvjpeg(device)
     tasks = (
@@ -107,7 +107,7 @@ def _opened(
     pictures: Pictures, recipe: Recipe, feed: Feed, device: torch.device, workers: int
 ) -> tuple[Stored | None, Callable[[int], Tensor], int]:
     """All images on a GPU with room for them, or None; and how one is had on the host, by how many threads."""
-    many = workers or os.cpu_count() or 1  # for what is done once; nobody's numbers hang on it
+    many = workers or cores()  # for what is done once; nobody's numbers hang on it
     if feed.cache is not None:
         kept = made_cache(feed.cache, pictures, recipe, threads=many)
         return moved(kept, device), kept.image, workers

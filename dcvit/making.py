@@ -8,7 +8,8 @@ from time import time
 
 from dcvit import patch_probe
 from dcvit.baselines import batch_warnings
-from dcvit.estimating import cores, guess, machine
+from dcvit.estimating import guess, machine
+from dcvit.host import cores
 from dcvit.launch import make_all
 from dcvit.ledger import Record, UnusableRecord
 from dcvit.recipe import Recipe

@@ -15,12 +15,15 @@ class OutOfMemory(RuntimeError):
     """The GPU had too little memory for a piece of a batch."""
 
 
-def fitting(recipe: Recipe, device: torch.device, processes: int) -> int | None:
-    """Images that may go through the network at once, by arithmetic; None where no limit is needed (CPUs)."""
+def fitting(recipe: Recipe, device: torch.device, processes: int, *, sharing: int = 1) -> int | None:
+    """Images that may go through the network at once, by arithmetic; None where no limit is needed (CPUs).
+
+    `sharing` is how many runs have the device together, each an equal part of its memory.
+    """
     if device.type != "cuda":
         return None
     memory = torch.cuda.get_device_properties(device).total_memory
-    return fitting_into(memory, recipe, processes)
+    return fitting_into(memory / sharing, recipe, processes)
 
 
 def fitting_into(memory: float, recipe: Recipe, processes: int) -> int:

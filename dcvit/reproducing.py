@@ -11,10 +11,11 @@ from dcvit import published, sources
 from dcvit.claims import state_of
 from dcvit.ending import complain, exit_code, guarded
 from dcvit.errors import NOT_REPRODUCED, OK, DataError, unwritable
-from dcvit.estimating import cores, guess, machine
+from dcvit.estimating import guess, machine
 from dcvit.facts import as_json
 from dcvit.files import write_text
 from dcvit.gather import patch_probes
+from dcvit.host import cores
 from dcvit.launch import LATER
 from dcvit.ledger import Record, move_aside
 from dcvit.making import make, probe_patches, say

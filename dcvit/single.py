@@ -113,7 +113,7 @@ def named(digits: str, seed: int, runs: list[Run]) -> Run:
 
 
 def _workers(arguments: argparse.Namespace, device: str) -> int:
-    from dcvit.estimating import cores
+    from dcvit.host import cores
 
     if arguments.workers is not None:
         return int(arguments.workers)

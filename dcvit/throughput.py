@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 import json
 from math import inf
 from pathlib import Path
-import platform
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -145,12 +144,3 @@ def gpu_here() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return next((line.strip() for line in told.splitlines() if line.strip()), None)
-
-
-def processor_here() -> str:
-    """The name of this machine's processor, as records have it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -86,6 +86,7 @@ def fit(
     stopped: Stopped = str,
     world: World = ALONE,
     at_most: int | None = None,
+    sharing: int = 1,
     save_every: float = SAVE_EVERY,
     allow_changes: bool = False,
     claim: Claim | None = None,
@@ -98,7 +99,8 @@ def fit(
     often the run is stopped; torch's, numpy's and Python's global generators are left as they were.
     A state that an earlier call saved is gone on from; stderr names those that can't be used. Several
     processes, a `world`, train the same recipe, and so does one that takes a batch in pieces of `at_most` images;
-    sums are then rounded differently. `deadline` is in seconds of `time.time`, `save_every` in seconds.
+    sums are then rounded differently. Without `at_most` a piece is what fits into the part of a GPU that one of
+    `sharing` runs has. `deadline` is in seconds of `time.time`, `save_every` in seconds.
 
     Raises Paused, after the state was saved, when `stopped` gives a reason (looked at after every update and
     test batch) or at the first look after the deadline; Diverged when a loss or gradient is not finite, after
@@ -108,7 +110,9 @@ def fit(
     """
     with global_generators_kept(device), flushed_denormals(), out_of_memory(recipe, device):
         pieces = pieces_of(
-            recipe, processes=world.size, at_most=at_most or fitting(recipe, device, world.size)
+            recipe,
+            processes=world.size,
+            at_most=at_most or fitting(recipe, device, world.size, sharing=sharing),
         )
         if world.leads:
             clean(ledger.folder_of(out, recipe, seed, data.fingerprint))

@@ -1,5 +1,6 @@
 """The options of feeding, compiling and sharing GPUs: they reach a run by every way, and what is wrong is said."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -11,11 +12,10 @@ from hypothesis import strategies as st
 import pytest
 import torch
 
-from dcvit import cli, executing, launch, making, memory, reproducing, setting, single
-from dcvit.errors import OK, USAGE
+from dcvit import cli, executing, launch, making, memory, reproducing, setting, single, training
+from dcvit.errors import OK, USAGE, DataError
 from dcvit.feed import AUGMENTING, COMPILING, DECODERS, Feed, sharing_problem
 from dcvit.launch import gpus_of, make_all
-from dcvit.processes import ALONE
 from dcvit.reproducing import reproduce
 from dcvit.runs import Outcome, Place, Run, Watcher, all_runs, check_together
 from dcvit.scale import small
@@ -353,21 +353,30 @@ def test_more_jobs_than_gpus_take_is_a_question_of_sharing_them(made, options, w
 
 
 def test_a_run_that_shares_a_gpu_takes_its_share_of_the_memory(tmp_path, monkeypatch):
-    device, recipe = torch.device("cuda", 0), small(TABLE5.cells[0].recipe)
+    """Found out by `fit` itself, of which nothing but the choice of pieces is let happen."""
+    recipe = replace(small(TABLE5.cells[0].recipe), images="folder", classes=3)
     total = SimpleNamespace(total_memory=4 * GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: total)
-    run = Run(recipe, 0)
+    told = []
 
-    def at_most(**changes):
-        return executing._at_most(run, place_of(tmp_path, **changes), device, ALONE)
+    def chosen(recipe, *, processes, at_most):
+        told.append(at_most)
+        raise DataError("no further")
 
-    assert at_most() is None  # fit finds out
+    monkeypatch.setattr(training, "pieces_of", chosen)
+
+    def at_most(device="cuda", **changes):
+        monkeypatch.setattr(executing, "_device", lambda place: torch.device(device))
+        monkeypatch.setattr(training, "global_generators_kept", lambda device: nullcontext())
+        executing.execute(Run(recipe, 0), place_of(tmp_path, device=device, **changes), lambda progress: None)
+        return told.pop()
+
+    assert at_most() == memory.fitting_into(4 * GIB, recipe, 1)
     for runs in (2, 4, 8):
         assert at_most(runs_per_gpu=runs) == memory.fitting_into(4 * GIB / runs, recipe, 1)
     assert at_most(runs_per_gpu=2) > at_most(runs_per_gpu=8) >= 1
     assert at_most(runs_per_gpu=8, micro_batch=5) == 5
-    cpu = place_of(tmp_path, device="cpu", runs_per_gpu=2)
-    assert executing._at_most(run, cpu, torch.device("cpu"), ALONE) is None
+    assert at_most(device="cpu", runs_per_gpu=2) is None
 
 
 def test_a_place_is_checked_against_its_device(tmp_path):

@@ -17,6 +17,7 @@ NO_TORCH = {
     "errors": set(),
     "feed": set(),
     "files": set(),
+    "host": set(),
     "cache_file": {"crops", "errors", "files"},
     "pausing": {"errors"},
     "claims": {"files"},
@@ -55,7 +56,7 @@ NO_TORCH = {
         *("scale", "setting", "tables"),
     },
     "runs": {"cost", "feed", "ledger", "pausing", "recipe", "sources"},
-    "executing": {"claims", "errors", "files", "ledger", "pausing", "runs", "stopping"},
+    "executing": {"claims", "errors", "files", "host", "ledger", "pausing", "runs", "stopping"},
     "launch": {"claims", "cost", "executing", "ledger", "runs", "stopping"},
     "display": {"runs", "telling"},
     "doctor": {"errors", "feed", "provenance", "sources"},
@@ -93,7 +94,7 @@ NO_TORCH = {
     "engines": {"baselines", "display", "errors", "runs", "schedules", "slurm", "starting", "status"},
     "options": {"feed", "scale", "slurm_options", "tables"},
     "throughput": {"feed", "recipe"},
-    "estimating": {"cost", "feed", "ledger", "recipe", "runs", "throughput"},
+    "estimating": {"cost", "feed", "host", "ledger", "recipe", "runs", "throughput"},
     "planning": {
         "estimating",
         "facts",
@@ -106,7 +107,17 @@ NO_TORCH = {
         "wording",
     },
     "making": {
-        *("baselines", "estimating", "launch", "ledger", "patch_probe", "recipe", "runs", "schedules"),
+        *(
+            "baselines",
+            "estimating",
+            "host",
+            "launch",
+            "ledger",
+            "patch_probe",
+            "recipe",
+            "runs",
+            "schedules",
+        ),
         *("sources", "stopping", "tables", "telling", "wording"),
     },
     "single": {
@@ -123,6 +134,7 @@ NO_TORCH = {
             "facts",
             "files",
             "gather",
+            "host",
             "launch",
             "ledger",
             "making",
@@ -141,7 +153,7 @@ NO_TORCH = {
         ),
         *("status", "tables", "verdicts"),
     },
-    "commands": {"checking", "errors", "estimating", "options", "published", "scores", "sources"},
+    "commands": {"checking", "errors", "host", "options", "published", "scores", "sources"},
     "cli": {"commands", "ending", "errors", "gather", "options", "reproducing", "single", "status", "tables"},
 }
 TORCH = {
@@ -156,7 +168,7 @@ TORCH = {
     "warping": set(),
     "randaugment": {"lookup", "warping"},
     "checkpoint": {"files", "pausing"},
-    "devices": {"errors"},
+    "devices": {"errors", "host"},
     "processes": {"errors"},
     "erasing": {"recipe", "rng"},
     "memory": {"cost", "recipe"},
@@ -174,8 +186,8 @@ TORCH = {
         *("ahead", "cache_file", "datasets", "decoding", "errors", "resampling", "stored", "telling"),
     },
     "feeding": {
-        *("ahead", "augmentation", "cache", "crops", "datasets", "decoding", "errors", "feed", "recipe"),
-        *("resampling", "stored"),
+        *("ahead", "augmentation", "cache", "crops", "datasets", "decoding", "errors", "feed", "host"),
+        *("recipe", "resampling", "stored"),
     },
     "loading": {"augmentation", "datasets", "feed", "feeding", "recipe", "rng", "schedules"},
     "evaluating": {"batch", "datasets", "devices", "loading", "metrics", "processes", "recipe"},
@@ -235,12 +247,12 @@ LATER = {
     "display": {"training"},
     "doctor": {"devices"},
     "engines": {"ray_engine"},
-    "executing": {"datasets", "devices", "feeding", "memory", "processes", "training"},
+    "executing": {"datasets", "devices", "feeding", "processes", "training"},
     "making": {"devices", "display", "probing"},
     "picturing": {"activation"},
     "reproducing": {"engines"},
     "runs": {"training"},
-    "single": {"devices", "display", "estimating", "processes"},
+    "single": {"devices", "display", "host", "processes"},
 }
 
 FILES = {

@@ -12,11 +12,12 @@ from dcvit.baselines import DEIT_B, DEIT_S, DEIT_T, SWIN_T
 from dcvit.cost import estimated_seconds
 from dcvit.errors import OK
 from dcvit.estimating import Guess, Machine, guess, machine, source_of
+from dcvit.host import processor
 from dcvit.recipe import as_data
 from dcvit.reproducing import reproduce
 from dcvit.runs import Run
 from dcvit.sources import IMAGENET_TRAIN
-from dcvit.throughput import Measured, Rate, gpu_here, measured, processor_here
+from dcvit.throughput import Measured, Rate, gpu_here, measured
 from reproductions.table5_backbones import TABLE as TABLE5
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -53,7 +54,7 @@ def folder(tmp_path, monkeypatch):
     path.mkdir()
     monkeypatch.setattr(throughput, "FOLDER", path)
     monkeypatch.setattr(estimating, "gpu_here", lambda: None)
-    monkeypatch.setattr(estimating, "processor_here", lambda: "A Processor")
+    monkeypatch.setattr(estimating, "processor", lambda: "A Processor")
     monkeypatch.setattr(estimating, "cores", lambda: 16)
     return path
 
@@ -214,7 +215,7 @@ def test_the_processor_has_the_name_that_records_give_it():
 
     from dcvit.devices import describe
 
-    assert processor_here() == describe(torch.device("cpu"), "float32")["device_name"]
+    assert processor() == describe(torch.device("cpu"), "float32")["device_name"]
 
 
 def measured_machine(cores=16, runs_per_gpu=1, loading=None, **rates):
