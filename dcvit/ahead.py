@@ -1,7 +1,7 @@
 """Work that threads do ahead of who wants it, in order. What they call must let go of Python's lock to gain."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
@@ -21,7 +21,7 @@ class Job(Generic[T]):
     parts: Sequence[Callable[[], object]]
 
 
-def finished(jobs: Iterator[Job[T]], *, threads: int) -> Iterator[T]:
+def finished(jobs: Iterator[Job[T]], *, threads: int) -> Generator[T, None, None]:
     """The results of the jobs, in their order; made by so many threads, or here and now by none.
 
     What a part raises comes out where its result would have come. Closing the iterator ends the threads,

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from dcvit import randaugment
 from dcvit.crops import Crops, draw_crops, draw_flips
+from dcvit.devices import sent
 from dcvit.randaugment import Operation
 from dcvit.recipe import Recipe
-from dcvit.resampling import to_device
 from dcvit.rng import host_stream, stream_seed
 
 Transform = Callable[[Image.Image], Tensor]  # RGB image -> uint8 (3, H, W)
@@ -119,7 +119,7 @@ def augmented(pixels_BCHW: Tensor, draws: Draws) -> Tensor:
     """Cropped uint8 images, flipped and with RandAugment; where they are, and possibly in their place."""
     flipped = np.flatnonzero(draws.flip_B)
     if len(flipped):
-        where = to_device(flipped, pixels_BCHW.device)
+        where = sent(flipped, pixels_BCHW.device)
         pixels_BCHW.index_copy_(0, where, pixels_BCHW.index_select(0, where).flip(3))
     return pixels_BCHW if draws.choices is None else randaugment.apply(pixels_BCHW, draws.choices)
 

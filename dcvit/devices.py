@@ -6,8 +6,10 @@ import platform
 import subprocess
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dcvit.errors import EnvironmentProblem
 from dcvit.host import processor
@@ -76,6 +78,14 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def sent(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
+    """Values of the host on a device, which nothing waits for."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # freed only after the copy, by torch's own bookkeeping
+    return tensor.to(device, non_blocking=True)
 
 
 @contextmanager

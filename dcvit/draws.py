@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dcvit.devices import sent
 from dcvit.erasing import draw_patches, draw_rates, draw_rectangles, label_weights, patch_grid
 from dcvit.layout import Piece
 from dcvit.mixing import cutmix_map, draw_lambda, mixup_map, partner
@@ -109,7 +110,7 @@ def draw_batch(
                 min_aspect=aspect,
             )
             outside_BH, outside_BW = (
-                _sent(mine(~taken), device).view(torch.uint8) for taken in (rows_BH, columns_BW)
+                sent(mine(~taken), device).view(torch.uint8) for taken in (rows_BH, columns_BW)
             )
             kept_BHW = outside_BH[:, :, None] | outside_BW[:, None, :]
             if dense:
@@ -121,9 +122,9 @@ def draw_batch(
             generators = streams("patch erasing")
             gamma = draw_rates(drawn, mu=mu, generator=generators)
             cells_Bhw = draw_patches(gamma, h, w, generator=generators)
-            kept_Bhw1 = _sent(mine(~cells_Bhw), device).view(torch.uint8)[..., None]
+            kept_Bhw1 = sent(mine(~cells_Bhw), device).view(torch.uint8)[..., None]
             kept_BhW = kept_Bhw1.expand(-1, -1, -1, patch_size).flatten(2)
-            gamma = _sent(mine(gamma), device)
+            gamma = sent(mine(gamma), device)
             weights = label_weights(lam_B, gamma, partner(gamma, len(groups)), mu, decay=decay)
             if fill == "zero":
                 return Draws(map_GHW, kept_BhW, None, *weights)
@@ -131,13 +132,6 @@ def draw_batch(
                 return Draws(map_GHW, kept_BhW, dense_noise(), *weights)
             noise = sparse_noise(cells_Bhw.sum((1, 2)) * patch_size**2)
             return Draws(map_GHW, kept_BhW, noise, *weights)
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
-    if device.type == "cuda":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
 
 
 @cache  # making it anew would wait for a GPU at every step

@@ -6,8 +6,8 @@ on a GPU, or it decodes them, it crops them too. Flips and RandAugment follow on
 Shapes: B samples of a batch, C channels, S the side of the square.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +25,7 @@ from dcvit.cache import cached, file_in, side_for
 from dcvit.crops import Crops, boxes
 from dcvit.datasets import Pictures
 from dcvit.decoding import RGB, as_tensor, decoded, is_plain
+from dcvit.devices import sent
 from dcvit.errors import EnvironmentProblem
 from dcvit.feed import Feed
 from dcvit.host import cores
@@ -64,7 +65,7 @@ def fed(
     pinned: bool,
     feed: Feed,
     device: torch.device,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """A batch for each update, on the device; `workers` threads make them on the host, or none.
 
     What needs long, making a cache or decoding all images, is done before this returns. ValueError,
@@ -83,7 +84,7 @@ def fed(
         (update.images, draw(recipe, seed=seed, update=update.number).at(positions)) for update in updates
     )
     held, opened, threads = _opened(pictures, recipe, feed, device, workers)
-    cuts: Iterator[_Cut]
+    cuts: Generator[_Cut, None, None]
     if device.type == "cuda" and held is not None:
         cuts = (_held(held, recipe, *task) for task in tasks)
     elif feed.decoder == "gpu":
@@ -92,7 +93,7 @@ def fed(
         together = TOGETHER if threads else recipe.batch
         jobs = (_job(opened, recipe, *task, pinned=pinned, together=together) for task in tasks)
         cuts = finished(jobs, threads=threads)
-    return _augmented(cuts, pictures, pinned=pinned, device=device)
+    return _augmented(cuts, pictures, device)
 
 
 def made_cache(
@@ -120,21 +121,17 @@ def _opened(
 
 
 def _augmented(
-    cuts: Iterator[_Cut], pictures: Pictures, *, pinned: bool, device: torch.device
-) -> Iterator[Batch]:
+    cuts: Generator[_Cut, None, None], pictures: Pictures, device: torch.device
+) -> Generator[Batch, None, None]:
     """The crops, flipped and with RandAugment, and their labels."""
     side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    try:
+    with closing(cuts):  # ends the threads now, not when somebody collects them
         for pixels_BCSS, images, draws in cuts:
             labels_B = pictures.labels[images]
             if side_stream is not None:
                 pixels_BCSS = _beside(pixels_BCSS, side_stream, device)
-                labels_B = (labels_B.pin_memory() if pinned else labels_B).to(device, non_blocking=True)
+                labels_B = sent(labels_B, device)
             yield augmented(pixels_BCSS, draws), labels_B
-    finally:
-        close = getattr(cuts, "close", None)  # ends the threads now, not when somebody collects them
-        if close is not None:
-            close()
 
 
 def _beside(pixels_BCSS: Tensor, stream: torch.cuda.Stream, device: torch.device) -> Tensor:
@@ -216,7 +213,7 @@ def _decoded_there(
     *,
     threads: int,
     device: torch.device,
-) -> Iterator[_Cut]:
+) -> Generator[_Cut, None, None]:
     """Crops of images that the GPU decodes, ahead of who wants them."""
 
     many = 2 if threads > 1 else 1

@@ -7,7 +7,7 @@ before it.
 Shapes: B samples of G groups, S updates an epoch; C channels, H x W pixels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 import signal
 from typing import Any
 
@@ -59,7 +59,7 @@ def training_batches(
     positions: Sequence[int] | None = None,
     feed: Feed = Feed(),
     device: torch.device = CPU,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """All batches of a run from update number `start` on, epoch after epoch; of each the samples at `positions`.
 
     With augmentation "device" `workers` are threads, and a batch may lie on the device already; else they are
@@ -103,7 +103,9 @@ def _epochs(
         yield epoch, image_SB, view_SB, max(start - epoch * updates, 0)
 
 
-def _loaded(dataset: Dataset, keys: Iterator[list[Any]], *, workers: int, pinned: bool) -> Iterator[Batch]:
+def _loaded(
+    dataset: Dataset, keys: Iterator[list[Any]], *, workers: int, pinned: bool
+) -> Generator[Batch, None, None]:
     """What `loader` makes; no process is started before the first batch is asked for."""
     yield from loader(dataset, list_of_keys=keys, workers=workers, pinned=pinned)
 

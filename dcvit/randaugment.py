@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dcvit import lookup, warping
+from dcvit.devices import sent
 
 TOP = 10.0  # the level at which an operation is at its strongest
 ROTATION, SHEAR, TRANSLATION = 30.0, 0.3, 0.45  # at the top level: degrees, per pixel, share of the side
@@ -187,13 +188,13 @@ def apply(
     size = len(choices)
     if device.type == "cpu":
         size = max(1, PIECE // max(1, math.prod(result_BCHW.shape[1:])))
-    fill_C = _moved(np.array(fill, dtype=np.uint8), device)
+    fill_C = sent(np.array(fill, dtype=np.uint8), device)
     for operation, strength in zip(choices.operation, choices.strength, strict=True):
         order = np.argsort(operation, kind="stable")
         order = order[np.searchsorted(operation[order], Operation.INVERT) :]  # without NOTHING
         for start in range(0, len(order), max(1, size)):
             piece = order[start : start + size]
-            where = _moved(piece, device)
+            where = sent(piece, device)
             chosen_NCHW = result_BCHW.index_select(0, where)
             changed_NCHW = _operate(chosen_NCHW, operation[piece], strength[piece], fill_C, interpolation)
             _put(result_BCHW, piece, where, changed_NCHW)
@@ -254,12 +255,12 @@ def _one_kind(
         return lookup.look_up(images_NCHW, _tables(images_NCHW, operation, strength))
     if first in (Operation.COLOR, Operation.SHARPNESS):
         blended = lookup.saturated if first == Operation.COLOR else lookup.sharpened
-        return blended(images_NCHW, _moved(strength.astype(np.float32), device))
+        return blended(images_NCHW, sent(strength.astype(np.float32), device))
     if first == Operation.ROTATE:
-        matrices_N6 = _moved(_rotations(strength, *images_NCHW.shape[2:]), device)
+        matrices_N6 = sent(_rotations(strength, *images_NCHW.shape[2:]), device)
         return warping.warped(images_NCHW, matrices_N6, fill_C=fill_C, interpolation=interpolation)
     shears = np.isin(operation, (Operation.SHEAR_X, Operation.SHEAR_Y))
-    slope_N, offset_N = _moved(np.stack([strength * shears, strength * ~shears]), device)
+    slope_N, offset_N = sent(np.stack([strength * shears, strength * ~shears]), device)
     return warping.sheared(
         images_NCHW,
         slope_N,
@@ -283,10 +284,10 @@ def _tables(images_NCHW: Tensor, operation: NDArray[np.int8], strength: NDArray[
             lookup.brightened(plain[Operation.BRIGHTNESS]),
         ]
     )
-    tables = [_moved(tables_NV, device)[:, None].expand(-1, 3, -1)]
+    tables = [sent(tables_NV, device)[:, None].expand(-1, 3, -1)]
     part = _slice(operation, Operation.CONTRAST, Operation.CONTRAST)
     if part.start < part.stop:
-        factor_N = _moved(strength[part].astype(np.float32), device)
+        factor_N = sent(strength[part].astype(np.float32), device)
         tables.append(lookup.contrast_tables(images_NCHW[part], factor_N))
     part = _slice(operation, Operation.AUTO_CONTRAST, Operation.AUTO_CONTRAST)
     if part.start < part.stop:
@@ -305,11 +306,3 @@ def _rotations(degrees_N: NDArray[np.float64], height: int, width: int) -> NDArr
     from_x_N = cosine_N * -x + sine_N * -y + x
     from_y_N = -sine_N * -x + cosine_N * -y + y
     return np.stack([cosine_N, sine_N, from_x_N, -sine_N, cosine_N, from_y_N], axis=1)
-
-
-def _moved(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """The array on the device, without waiting for it."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

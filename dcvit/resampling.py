@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dcvit.crops import Whole
+from dcvit.devices import sent
 
 CUBIC = -0.5  # Pillow's `a`, and torch's where it antialiases
 ROOM = 96 << 20  # bytes of windows that are cropped at a time; indices and float32 take seven times as much
@@ -73,7 +74,7 @@ def resampled(
     facts_4B = np.stack([start_B + top * width_B + left, width_B, height, width])
     for part in _parts(height, width, channels):
         tall, wide = int(height[part].max()), int(width[part].max())
-        corner, stride, high, broad = to_device(facts_4B[:, part], pixel_PC.device)
+        corner, stride, high, broad = sent(facts_4B[:, part], pixel_PC.device)
         row = torch.arange(tall, device=pixel_PC.device).minimum(high[:, None] - 1)
         column = torch.arange(wide, device=pixel_PC.device).minimum(broad[:, None] - 1)
         place_BHW = (corner[:, None] + row * stride[:, None])[:, :, None] + column[:, None]
@@ -91,11 +92,3 @@ def _parts(height_B: Whole, width_B: Whole, channels: int) -> list[slice]:
     """Consecutive crops of which the windows have room together."""
     each = max(1, ROOM // max(1, int(height_B.max() * width_B.max()) * channels)) if len(height_B) else 1
     return [slice(begin, begin + each) for begin in range(0, len(height_B), each)]
-
-
-def to_device(values: np.ndarray, device: torch.device) -> Tensor:  # type: ignore[type-arg]
-    """A copy of host values on a device, which nothing waits for."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()  # freed only after the copy, by torch's own bookkeeping
-    return tensor.to(device, non_blocking=True)

@@ -6,7 +6,7 @@ stop, or whose time is up, saves its state, and the next call goes on from there
 does a call after a kill, from the last state that was saved on the way.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -170,7 +170,7 @@ class _Training:
     keeper: Keeper
     course: Course
     updates: int  # an epoch
-    batches: Iterator[tuple[Tensor, Tensor]]
+    batches: Generator[tuple[Tensor, Tensor], None, None]
     train_images: int
     test_set: StillImages
     sample: StillImages | None  # of the difficulty probe
@@ -191,7 +191,7 @@ class _Training:
             accuracy = self._end_epoch(epoch)
         assert accuracy is not None, "a run whose epochs are all done has a record"
         # loaders take a while to end; after the record nothing is to do but to let go of the claim
-        getattr(self.batches, "close", lambda: None)()
+        self.batches.close()
         return self._finish(accuracy)
 
     def _train(self, end: int) -> None:

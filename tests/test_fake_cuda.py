@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from dcvit import difficulty, draws, randaugment, step, transform
 from dcvit.augmentation import augmented, draw
 from dcvit.crops import boxes
+from dcvit.devices import sent
 from dcvit.layout import pieces_of
 from dcvit.recipe import (
     Augmentation,
@@ -35,7 +36,6 @@ from dcvit.recipe import (
     StagedAlpha,
     StaticAlpha,
 )
-from dcvit.resampling import to_device
 from dcvit.step import Tally, begin_state, train_step
 from dcvit.stored import Stored, laid_out
 from tests.helpers import RESNET, SWIN, VIT, tiny
@@ -277,6 +277,6 @@ def test_what_does_neither_is_let_through(gpu):
     x = torch.zeros(4, 3, device=CUDA)
     with strict(gpu):
         x = x + 1.0
-        x = torch.where(x > 0, x, 0.0) * to_device(np.ones(3, dtype=np.float32), CUDA)
-        x = x.index_select(0, to_device(np.arange(2), CUDA)).repeat_interleave(2, dim=0)
+        x = torch.where(x > 0, x, 0.0) * sent(np.ones(3, dtype=np.float32), CUDA)
+        x = x.index_select(0, sent(np.arange(2), CUDA)).repeat_interleave(2, dim=0)
     assert x.device == CUDA
