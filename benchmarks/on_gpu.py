@@ -27,7 +27,9 @@ from time import monotonic
 from typing import Any, Literal
 
 from benchmarks.measuring import markdown
+from dcvit.errors import DataError
 from dcvit.provenance import provenance
+from dcvit.sources import find
 
 ROOT = Path(__file__).parent.parent
 TABLES = {
@@ -408,7 +410,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.on_gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, required=True, metavar="N", help="end after so many")
+    parser.add_argument("--minutes", type=above_zero, required=True, metavar="N", help="end after so many")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="progress, logs, results and runs"
     )
@@ -418,18 +420,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, scale smoke: does it work?")
     parser.add_argument(
-        "--benchmark-seconds", type=float, default=300.0, metavar="N", help="at most, a file (300)"
+        "--benchmark-seconds", type=above_zero, default=300.0, metavar="N", help="at most, a file (300)"
     )
     parser.add_argument("--runs-per-gpu", type=int, metavar="K", help="as the tables' commands have it")
     parser.add_argument("--skip", action="append", default=[], choices=("tests", "benchmark", "runs"))
     arguments = parser.parse_args(argv)
-    if not arguments.minutes > 0:
-        parser.error("--minutes takes a number above 0")
     begun = monotonic()
 
     if arguments.device == "cuda" and (problem := no_gpu()):
         print(f"error: {problem}", file=sys.stderr)
         return 3
+    if not (arguments.tiny or "runs" in arguments.skip):
+        try:  # before minutes are spent on the rest
+            find(arguments.data, "small", download=False)
+        except DataError as error:
+            print(f"error: {error}; or leave the runs out with --skip runs", file=sys.stderr)
+            return 3
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     data = arguments.data and str(Path(arguments.data).resolve())
@@ -454,6 +460,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     (out / "summary.md").write_text(f"{text}\n", encoding="utf-8")
     print(f"\n{text}")
     return exit_code([progress[stage.name].what for stage in all_stages])
+
+
+def above_zero(text: str) -> float:
+    """A number above 0, as dcvit.options has it, which can't be imported where packages are missing."""
+    if not (re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) and float(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r}: a number above 0 is needed")
+    return float(text)
 
 
 def exit_code(what: Sequence[What]) -> int:

@@ -321,3 +321,33 @@ def test_the_whole_of_it_with_commands_that_pretend(tmp_path, monkeypatch, capsy
 def test_the_module_needs_no_torch_until_it_asks_for_a_gpu():
     code = "import sys, benchmarks.on_gpu; sys.exit('torch' in sys.modules or 'tabulate' in sys.modules)"
     assert run((sys.executable, "-c", code), Path(os.devnull), 60.0) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--minutes", "x"), ("--minutes", "nan"), ("--minutes", "0"), ("--benchmark-seconds", "-1")],
+)
+def test_numbers_that_are_none_are_refused(option, value, tmp_path, capsys):
+    given = {"--minutes": "1", "--out": str(tmp_path / "out"), option: value}
+    with pytest.raises(SystemExit) as end:
+        on_gpu.main([f"{name}={of_it}" for name, of_it in given.items()])
+    assert end.value.code == 2
+    assert f"argument {option}: {value!r}: a number above 0 is needed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_missing_are_named_before_any_minute_is_spent(tmp_path, capsys):
+    options = [
+        "--minutes",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--data",
+        str(tmp_path / "none"),
+    ]
+    assert on_gpu.main(options) == 3
+    assert f"{tmp_path / 'none'} is not a folder" in (said := capsys.readouterr().err)
+    assert "--skip runs" in said
+    assert not (tmp_path / "out").exists()
