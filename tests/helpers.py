@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from importlib.metadata import version
 from multiprocessing import parent_process
 import os
 from pathlib import Path
@@ -29,6 +30,7 @@ from dcvit.recipe import (
 from dcvit.tables import Cell, Table
 
 ROOT = Path(__file__).parent.parent
+OLD_TORCH = tuple(int(part) for part in version("torch").split(".")[:2]) < (2, 14)
 CLASSES = ("blue", "green", "red")
 
 VIT = VisionTransformer(width=16, heads=2, depth=2, patch_size=4)

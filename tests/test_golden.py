@@ -2,6 +2,7 @@
 
 Five updates of four smoke recipes on the digits, one thread, float32. Machines differ in the
 last bits, so the comparison allows 1e-4; a changed draw, order or formula moves the first digits.
+The numbers are those of torch 2.14: earlier ones draw a truncated normal, a ViT's class token, in another way.
 """
 
 from dataclasses import replace
@@ -12,10 +13,11 @@ import torch
 from dcvit import sources
 from dcvit.datasets import pictures
 from dcvit.loading import training_batches
-from dcvit.recipe import PatchErasing, Periods
+from dcvit.recipe import PatchErasing, Periods, VisionTransformer
 from dcvit.scale import smoke
 from dcvit.training import Tally, begin_state, train_step
 from reproductions.table5_backbones import ROWS
+from tests.helpers import OLD_TORCH
 
 DEIT_T, OUR_DEIT_T = (smoke(recipe) for recipe in ROWS["DeiT-T"][:2])
 SWIN_B, OUR_SWIN_B = (smoke(recipe) for recipe in ROWS["Swin-B"][:2])
@@ -54,6 +56,8 @@ def losses(recipe, updates=5):
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_first_losses_are_what_they_were(name):
     recipe, golden = GOLDEN[name]
+    if isinstance(recipe.backbone, VisionTransformer) and OLD_TORCH:
+        pytest.skip("this torch begins a class token with other numbers")
     assert losses(recipe) == pytest.approx(golden, rel=1e-4)
 
 
