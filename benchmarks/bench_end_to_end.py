@@ -11,7 +11,6 @@ both load ahead beyond the end of a round.
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
@@ -20,10 +19,12 @@ from PIL import Image
 import pytest
 import torch
 
-from benchmarks.measuring import Times, interleaved, result_of, waiter
+from benchmarks.h100 import NETWORKS
+from benchmarks.measuring import TICK, Times, gemm_rate, interleaved, multiplying, result_of, waiter
 from benchmarks.peers import folder, peer_loader, peer_of
 from dcvit import augmentation, datasets, feeding, sources
-from dcvit.baselines import DEIT_B, DEIT_S, DEIT_T, RESNET_50, SWIN_T
+from dcvit.baselines import DEIT_T
+from dcvit.decoding import decoded
 from dcvit.devices import best_precision, flushed_denormals
 from dcvit.feed import Feed
 from dcvit.host import cores
@@ -39,13 +40,7 @@ CUDA = torch.cuda.is_available()
 WARM = 2  # batches of a round that do not count
 PEER = "timm"
 FEEDS = {"ours, device": Feed(augmentation="device"), "ours, pil": Feed(augmentation="pil")}
-GPU_NETWORKS = {
-    "DeiT-T": DEIT_T,
-    "DeiT-S": DEIT_S,
-    "DeiT-B": DEIT_B,
-    "Swin-T": SWIN_T,
-    "ResNet-50": RESNET_50,
-}
+GPU_NETWORKS = ("DeiT-T", "DeiT-S", "DeiT-B", "Swin-T", "ResNet-50")
 
 
 def vanilla(recipe: Recipe, **changes) -> Recipe:
@@ -163,7 +158,34 @@ def compared(
     }
 
 
-def report(benchmark, times, recipe: Recipe, what: str, *, steps: int, workers: int, clock: str) -> None:
+def decoding(root) -> float:
+    """Seconds in which one core decodes an image, and does nothing with it."""
+    pictures = datasets.pictures(sources.from_folder(root), "train", vanilla(DEIT_T, classes=2))
+    some = range(min(len(pictures), 64))
+    times = interleaved({"": lambda: [decoded(pictures, index) for index in some]}, rounds=5)
+    return max(min(times[""].cpu), TICK) / len(some)
+
+
+def bound_of(recipe: Recipe, root, *, at_once: int) -> tuple[float, str]:
+    """Seconds an image that nothing avoids on so many cores, and what takes them: both one after the other on cores
+    that do both, the slower where a GPU multiplies."""
+    if not CUDA:
+        return (decoding(root) + multiplying(recipe, gemm_rate())) / at_once, "decoding and multiplications"
+    rate = gemm_rate("cuda", dtype=best_precision(torch.device("cuda")))
+    return max((decoding(root) / at_once, "decoding"), (multiplying(recipe, rate), "multiplications"))
+
+
+def report(
+    benchmark,
+    times,
+    recipe: Recipe,
+    what: str,
+    *,
+    steps: int,
+    workers: int,
+    clock: str,
+    bound: tuple[float, str],
+) -> None:
     """Puts ratios and rates where the session finds them."""
     images = steps * recipe.batch
     results = [
@@ -171,10 +193,11 @@ def report(benchmark, times, recipe: Recipe, what: str, *, steps: int, workers: 
             times,
             peer=peer,
             ours=ours,
-            name="end to end",
             what=f"{what}, {ours}, {workers} workers",
             unit="an image",
             per=images,
+            bound=bound[0],
+            bound_of=bound[1],
             clock=clock,
         )
         for ours in FEEDS
@@ -252,10 +275,12 @@ def test_small_vit_on_the_cpu(benchmark, from_disk, tmp_path, helped):
             ),
             rounds=1,
         )
+        bound = bound_of(recipe, tmp_path, at_once=cores() if helped else 1)
     finally:
         torch.set_num_threads(threads)
     what = f"ViT of width 96, depth 4, {recipe.resolution} px, batch {recipe.batch}, CPU"
-    report(benchmark, times, recipe, what, steps=steps, workers=workers, clock="wall" if helped else "cpu")
+    clock = "wall" if helped else "cpu"
+    report(benchmark, times, recipe, what, steps=steps, workers=workers, clock=clock, bound=bound)
 
 
 def test_loading_by_one_core(benchmark, from_disk, tmp_path):
@@ -283,13 +308,26 @@ def test_loading_by_one_core(benchmark, from_disk, tmp_path):
         with augmentation.global_generators_kept():
             calls = {"pil": load(by_pil, "pil"), "device": load(plain, "device")}
             times = benchmark.pedantic(lambda: interleaved(calls, rounds=rounds), rounds=1)
+        bound = decoding(tmp_path)
     finally:
         torch.set_num_threads(threads)
-    rates = {kind: steps * batch / median(taken.cpu) for kind, taken in times.items()}
+    result = result_of(
+        times,
+        peer="pil",
+        ours="device",
+        what=f"JPEG files to what the device is given, {by_pil.resolution} px, 0 workers",
+        unit="an image",
+        per=steps * batch,
+        bound=bound,
+        bound_of="decoding",
+        clock="cpu",
+    )
+    benchmark.extra_info["results"] = [result.as_data()]
+    rates = {"pil": 1 / result.peer_seconds, "device": 1 / result.ours_seconds}
     benchmark.extra_info["loading"] = [
         {"augmentation": kind, "images_per_second_per_core": rate} for kind, rate in rates.items()
     ]
-    benchmark.extra_info["device_over_pil"] = rates["device"] / rates["pil"]
+    benchmark.extra_info["device_over_pil"] = result.ratio
     print(f"\nloading by one core, {side} px: {rates}")
 
 
@@ -303,7 +341,7 @@ def many(tmp_path_factory):
 @pytest.mark.parametrize("name", GPU_NETWORKS)
 def test_on_a_gpu(benchmark, from_disk, many, name):
     quick = benchmark.disabled
-    recipe = vanilla(GPU_NETWORKS[name], batch=8 if quick else 256, classes=1000)
+    recipe = vanilla(NETWORKS[name].recipe, batch=8 if quick else 256, classes=1000)
     steps, rounds, workers = (2, 1, 1) if quick else (24, 3, cores())
     names = (PEER, f"{PEER}, compiled", *FEEDS)
     times = benchmark.pedantic(
@@ -313,4 +351,5 @@ def test_on_a_gpu(benchmark, from_disk, many, name):
         rounds=1,
     )
     what = f"{name}, {recipe.resolution} px, batch {recipe.batch}, GPU"
-    report(benchmark, times, recipe, what, steps=steps, workers=workers, clock="wall")
+    bound = bound_of(recipe, many, at_once=workers)
+    report(benchmark, times, recipe, what, steps=steps, workers=workers, clock="wall", bound=bound)

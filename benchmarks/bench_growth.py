@@ -7,13 +7,14 @@ twice as long). On a CPU by processor time of one thread.
 from contextlib import redirect_stdout
 from dataclasses import replace
 import io
+from statistics import median
 
 import pytest
 import torch
 
 from benchmarks import scaling
 from benchmarks.bench_overhead import stepper
-from benchmarks.measuring import Times, exponent, interleaved, spread, waiter
+from benchmarks.measuring import Times, growth_of, interleaved, waiter
 from dcvit import ledger, sources
 from dcvit.baselines import DEIT_T
 from dcvit.batch import mixed_batch
@@ -59,17 +60,12 @@ def transformer(recipe: Recipe):
     return lambda: mixed_batch(pixels, labels, recipe, alpha=alpha, progress=0.5, seed=0, update=0)
 
 
-def noted(
-    benchmark, times: dict[str, Times], sizes: list[int], what: str, *, per: list[int] | None = None
-) -> None:
-    """Puts the seconds at each size (of one of `per`) and the exponent where the session finds them."""
+def noted(benchmark, times: dict[str, Times], sizes: list[int], *, per: list[int], **words: str) -> None:
+    """Puts the growth of what `per` units of a call cost where the session finds it."""
     clock = "wall" if CUDA else "cpu"
-    seconds = [max(spread(getattr(taken, clock))[1], 1e-9) for taken in times.values()]
-    for size, taken, number in zip(sizes, seconds, per or [1] * len(sizes), strict=True):
-        unit = "ms an image" if per else "ms"
-        benchmark.extra_info[f"{unit} at {size}"] = 1e3 * taken / number
-    benchmark.extra_info["exponent"] = exponent(sizes, seconds)
-    print(f"\n{what}: {benchmark.extra_info}")
+    growth = growth_of([*times.values()], sizes=sizes, per=per, clock=clock, **words)
+    benchmark.extra_info["growth"] = [growth.as_data()]
+    print(f"\n{growth}")
 
 
 def timed(benchmark, calls, *, rounds: int) -> dict[str, Times]:
@@ -95,7 +91,15 @@ def test_with_the_batch_and_the_side_of_an_image(benchmark, part, along):
         recipes = [recipe_of(batch=2 if quick else most // 2, side=side) for side in sizes]
     calls = {str(size): part(recipe) for size, recipe in zip(sizes, recipes, strict=True)}
     times = timed(benchmark, calls, rounds=1 if quick else 9)
-    noted(benchmark, times, sizes, along, per=[recipe.batch for recipe in recipes])
+    noted(
+        benchmark,
+        times,
+        sizes,
+        per=[recipe.batch for recipe in recipes],
+        what="the batch transform" if part is transformer else "a training step",
+        unit="an image",
+        along=along,
+    )
 
 
 def made_up_records(out, source, *, seeds: int) -> int:
@@ -142,7 +146,15 @@ def test_with_the_runs_in_a_ledger(benchmark, tmp_path, plan):
         return run
 
     calls = {str(size): call(out, seeds) for size, out, seeds in zip(sizes, folders, several, strict=True)}
-    noted(benchmark, timed(benchmark, calls, rounds=1 if quick else 3), sizes, "runs in the ledger")
+    noted(
+        benchmark,
+        timed(benchmark, calls, rounds=1 if quick else 3),
+        sizes,
+        per=[1] * len(sizes),
+        what="--plan of Table 3" if plan else "Table 3's pages",
+        unit="a command",
+        along="runs in the ledger",
+    )
 
 
 def test_with_the_ranks_of_a_run(benchmark, monkeypatch):
@@ -160,11 +172,15 @@ def test_with_the_ranks_of_a_run(benchmark, monkeypatch):
         ),
         rounds=1,
     )
-    for ranks, rounds in found.steps.items():
-        benchmark.extra_info[f"ms a step, {ranks} ranks"] = 1e3 * spread([took for took, _, _ in rounds])[1]
-        benchmark.extra_info[f"processor ms a step, {ranks} ranks"] = (
-            1e3 * spread([used for _, _, used in rounds])[1]
-        )
-    one, two = (spread([took for took, _, _ in found.steps[ranks]])[1] for ranks in (1, 2))
-    benchmark.extra_info["times as fast with 2 ranks"] = one / two
-    print(f"\nranks: {benchmark.extra_info}")
+    steps = {ranks: [took for took, _, _ in rounds] for ranks, rounds in found.steps.items()}
+    growth = growth_of(
+        [Times(wall=tuple(took), cpu=()) for took in steps.values()],
+        what="a training step of a batch of 32, a core a rank",
+        unit="a step",
+        along="ranks",
+        sizes=[*steps],
+        per=[1] * len(steps),
+    )
+    benchmark.extra_info["growth"] = [growth.as_data()]
+    benchmark.extra_info["times as fast with 2 ranks"] = median(steps[1]) / median(steps[2])
+    print(f"\n{growth}")

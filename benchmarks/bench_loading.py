@@ -1,8 +1,7 @@
 """From JPEG files to cropped uint8 batches, per core: Pillow as timm and DeiT use it, and ours.
 
-One thread, in processor time, in interleaved rounds of one process: machines differ and move, so what counts
-is the ratio of the medians in `extra_info`. The images are made here: 500 x 375 pixels, quality 94, 4:2:0,
-about 95 KB each, which is what ImageNet's look like to a decoder.
+One thread, in processor time. The images are made here: 500 x 375 pixels, quality 94, 4:2:0, about 95 KB each,
+which is what ImageNet's look like to a decoder.
 
     python -m pytest benchmarks/bench_loading.py -s      also prints how many cores each network keeps busy
 """
@@ -10,8 +9,7 @@ about 95 KB each, which is what ImageNet's look like to a decoder.
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
-from statistics import median
-from time import process_time
+from statistics import fmean, median
 
 import numpy as np
 from PIL import Image
@@ -19,26 +17,18 @@ import pytest
 from timm.data.transforms import RandomResizedCropAndInterpolation
 import torch
 
+from benchmarks.h100 import NETWORKS
+from benchmarks.measuring import TICK, Result, copy_rate, interleaved, result_of
 from dcvit import datasets
+from dcvit.cache import fitted, side_for
 from dcvit.datasets import Pictures
+from dcvit.decoding import decoded
 from dcvit.feed import Feed
 from dcvit.loading import training_batches
 from dcvit.recipe import Augmentation, Recipe, VisionTransformer, WarmupCosine
 from dcvit.sources import KINDS
 
 IMAGES, ROUNDS, RESOLUTION = 64, 9, 224
-# Images/s of training on one H100 in bfloat16: what 798 TFLOP/s and 3.0 TB/s allow where computing and moving
-# follow one another, and 80 % of that (Swin 60 %).
-NEEDS = {
-    "DeiT-T": (22_100, 17_700),
-    "DeiT-S": (9_400, 7_500),
-    "DeiT-B": (3_630, 2_900),
-    "DeiT-B at 384": (970, 780),
-    "Swin-T": (7_300, 4_400),
-    "Swin-S": (4_300, 2_600),
-    "Swin-B": (2_970, 1_790),
-    "ResNet-50": (10_200, 8_200),
-}
 
 
 def picture(number: int, height: int, width: int) -> Image.Image:
@@ -121,33 +111,26 @@ def by_us(
     return lambda: next(batches)
 
 
-def rates(ways: dict[str, Callable[[], object]], images: int, rounds: int) -> dict[str, float]:
-    """Images per second of processor time, by medians of interleaved rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 1):
-        for name, call in ways.items():
-            begin = process_time()
-            call()
-            seconds[name].append(process_time() - begin)
-    return {name: images / max(median(values[1:]), 1e-9) for name, values in seconds.items()}
-
-
 def cores_needed(per_core: float) -> dict[str, tuple[int, int]]:
-    """How many cores keep one H100 busy at so many images/s a core: at the ceiling, and at what can be hoped for.
+    """How many cores keep one H100 busy at so many images/s a core: at its ceiling, and at the goal.
 
     >>> cores_needed(1000)["DeiT-S"]
     (10, 8)
     """
-    return {name: (ceil(most / per_core), ceil(hoped / per_core)) for name, (most, hoped) in NEEDS.items()}
+    return {
+        name: (ceil(wanted.ceiling / per_core), ceil(wanted.goal / per_core))
+        for name, wanted in NETWORKS.items()
+        if wanted.goal is not None and wanted.ceiling is not None
+    }
 
 
 def table(found: dict[str, float]) -> str:
     """Cores for each network and each way to load, one line a network."""
     lines = [f"{'cores for one H100':20}" + "".join(f"{name:>22}" for name in found)]
     lines.append(f"{'images/s of a core':20}" + "".join(f"{rate:22,.0f}" for rate in found.values()))
-    for name, (_, hoped) in NEEDS.items():
+    for name in cores_needed(1.0):
         cores = (cores_needed(rate)[name] for rate in found.values())
-        label = f"{name} ({hoped:,})"
+        label = f"{name} ({NETWORKS[name].goal:,})"
         lines.append(f"{label:20}" + "".join(f"{few:12} (max. {many:3})" for many, few in cores))
     return "\n".join(lines)
 
@@ -156,25 +139,57 @@ def test_loading_against_pillow(benchmark, files, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "HELD_BYTES", 0)
     quick = benchmark.disabled
     side, rounds = (16, 1) if quick else (RESOLUTION, ROUNDS)
+    contents = of(files)
     ways = {
         "Pillow": by_pillow(files, side),
         "ours": by_us(files, side),
         "ours, 3 views": by_us(files, side, repeats=3),
         "ours, cache": by_us(files, side, cache=tmp_path / "cache"),
+        "decoding": lambda: [decoded(contents, index) for index in range(len(files))],
     }
-    found = rates(ways, len(files), rounds)
+    times = benchmark.pedantic(lambda: interleaved(ways, rounds=rounds), rounds=1)
+    decoding = max(median(times["decoding"].cpu), TICK) / len(files)
+
+    # of a cached image the part that is cropped is read, and the crop is written
+    height, width = fitted(*decoded(contents, 0).shape[1:], side_for(side))
+    cropped = fmean(Augmentation().crop_scale) * 3 * height * width
+    copying = (cropped + 3 * side**2) / copy_rate()
+
+    def result(ours: str, peer: str, bound: float, bound_of: str) -> Result:
+        return result_of(
+            times,
+            peer=peer,
+            ours=ours,
+            what=f"JPEG files to crops of {side} px, {ours}",
+            unit="an image",
+            per=len(files),
+            bound=bound,
+            bound_of=bound_of,
+            clock="cpu",
+        )
+
+    plain = result("ours", "Pillow", decoding, "decoding")
+    repeats = result("ours, 3 views", "ours", decoding / 3, "decoding once")
+    cache = result("ours, cache", "ours", copying, "bytes of the crop")
+    cache_and_pillow = result("ours, cache", "Pillow", copying, "bytes of the crop")
     benchmark.extra_info.update(
-        times_faster_than_pil=found["ours"] / found["Pillow"],
-        # against decoding for every view anew, also by us
-        repeats_times_faster=found["ours, 3 views"] / found["ours"],
-        # against the original files, decoded by us; and by Pillow
-        cache_times_faster=found["ours, cache"] / found["ours"],
-        cache_times_faster_than_pil=found["ours, cache"] / found["Pillow"],
-        images_per_second_per_core=found["ours"],
-        images_per_second_per_core_of_pil=found["Pillow"],
+        results=[each.as_data() for each in (plain, repeats, cache, cache_and_pillow)],
+        times_faster_than_pil=plain.ratio,
+        repeats_times_faster=repeats.ratio,
+        cache_times_faster=cache.ratio,
+        cache_times_faster_than_pil=cache_and_pillow.ratio,
+        images_per_second_per_core=1 / plain.ours_seconds,
+        images_per_second_per_core_of_pil=1 / plain.peer_seconds,
         kilobytes_an_image=sum(path.stat().st_size for path in files) / len(files) / 1000,
-        cores_for_an_h100={name: few for name, (_, few) in cores_needed(found["ours"]).items()},
+        cores_for_an_h100=", ".join(
+            f"{name} {few}" for name, (_, few) in cores_needed(1 / plain.ours_seconds).items()
+        ),
     )
-    benchmark.pedantic(ways["ours"], rounds=rounds)
+    found = {
+        "Pillow": 1 / plain.peer_seconds,
+        "ours": 1 / plain.ours_seconds,
+        "ours, 3 views": 1 / repeats.ours_seconds,
+        "ours, cache": 1 / cache.ours_seconds,
+    }
     if not quick:
         print(f"\n{table(found)}\n{benchmark.extra_info}")

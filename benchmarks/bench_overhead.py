@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.measuring import interleaved, paired, result_of, waiter
+from benchmarks.measuring import gemm_rate, interleaved, multiplying, paired, result_of, waiter
 from dcvit.baselines import DEIT_S, DEIT_T
 from dcvit.devices import best_precision
 from dcvit.recipe import DynamicAlpha, PatchErasing, Periods, Recipe, StaticAlpha
@@ -99,6 +99,8 @@ def test_the_method_costs_next_to_nothing(benchmark, network):
             ),
             rounds=1,
         )
+        rate = gemm_rate(device.type, dtype=best_precision(device))
+        bound = recipe.batch * multiplying(recipe, rate)
     finally:
         torch.set_num_threads(threads)
 
@@ -116,10 +118,11 @@ def test_the_method_costs_next_to_nothing(benchmark, network):
                 times,
                 peer=VANILLA,
                 ours=name,
-                name="overhead",
                 what=f"{what}, {name}",
                 unit=f"a step of {recipe.batch}",
                 per=steps,
+                bound=bound,
+                bound_of="multiplications",
                 clock=clock,
             ).as_data()
         )

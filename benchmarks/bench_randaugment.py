@@ -1,11 +1,8 @@
 """RandAugment on a batch against timm's with Pillow: rand-m9-mstd0.5-inc1, 64 x 3 x 224 x 224, one thread.
 
 Both sides get the same pictures (smooth, with noise) in the form that they need, PIL images or one uint8 batch;
-turning one into the other is not timed. They are timed in processor time, in interleaved rounds of one process,
-since machines differ and move; every round draws anew, so what counts is the ratio of the sums in `extra_info`.
+turning one into the other is not timed. They are timed in processor time; every round draws anew.
 """
-
-from time import process_time
 
 import numpy as np
 from PIL import Image
@@ -13,6 +10,7 @@ import pytest
 from timm.data.auto_augment import rand_augment_transform
 import torch
 
+from benchmarks.measuring import copy_rate, interleaved, result_of
 from dcvit import augmentation, randaugment
 from dcvit.rng import host_stream
 
@@ -64,22 +62,22 @@ def test_randaugment_against_timm(benchmark, one_thread, side):
     def ours():
         return randaugment.apply(batch, randaugment.draw(settings, count, side, rng))
 
-    seconds = {"timm": 0.0, "ours": 0.0}
     with augmentation.global_generators_kept():
         augmentation.seed_transform(0, "benchmark", "timm")
-        timm(), ours()
-        for _ in range(rounds):
-            for name, call in (("timm", timm), ("ours", ours)):
-                begin = process_time()
-                call()
-                seconds[name] += process_time() - begin
-    per_second = {name: count * rounds / max(spent, 1e-9) for name, spent in seconds.items()}
-    benchmark.extra_info["times_faster_than_timm"] = per_second["ours"] / per_second["timm"]
-    benchmark.extra_info["images_per_second"] = per_second["ours"]
-    benchmark.extra_info["timm_images_per_second"] = per_second["timm"]
-    benchmark.pedantic(ours, rounds=rounds, warmup_rounds=1)
-    if not quick:
-        print(
-            f"\n{side} px: {per_second['ours']:.0f} images/s per core, timm {per_second['timm']:.0f}: "
-            f"{per_second['ours'] / per_second['timm']:.2f} times as fast"
-        )
+        times = benchmark.pedantic(lambda: interleaved({"timm": timm, "ours": ours}, rounds=rounds), rounds=1)
+    result = result_of(
+        times,
+        peer="timm",
+        ours="ours",
+        what=f"rand-m9-mstd0.5-inc1, {side} px",
+        unit="an image",
+        per=count,
+        bound=2 * batch[0].nbytes / copy_rate(),
+        bound_of="bytes read once and written once",
+        clock="cpu",
+    )
+    benchmark.extra_info["results"] = [result.as_data()]
+    benchmark.extra_info["times_faster_than_timm"] = result.ratio
+    benchmark.extra_info["images_per_second"] = 1 / result.ours_seconds
+    benchmark.extra_info["timm_images_per_second"] = 1 / result.peer_seconds
+    print(f"\n{result}")

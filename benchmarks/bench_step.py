@@ -24,20 +24,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.h100 import NETWORKS
+from benchmarks.measuring import Result, Times, gemm_rate, multiplying, result_of
 from benchmarks.peers import Decoded, peer_batches, peer_loader, peer_of
 from dcvit import sources
 from dcvit.augmentation import evaluation_transform
-from dcvit.baselines import (
-    DEIT_B,
-    DEIT_S,
-    DEIT_T,
-    RESNET_50,
-    SWIN_B,
-    SWIN_S,
-    SWIN_T,
-    deit_at_384,
-    swin_at_384,
-)
+from dcvit.baselines import DEIT_B, DEIT_T, RESNET_50, SWIN_T
 from dcvit.batch import normalise
 from dcvit.datasets import pictures
 from dcvit.devices import best_precision, flushed_denormals
@@ -56,19 +48,8 @@ SMOKE = {
     "Swin-T": smoke(SWIN_T),
     "ResNet-50": smoke(RESNET_50),
 }
-# images a second on an H100 if its arithmetic (798 TFLOP/s) and its memory (3.0 TB/s) were used one after the other
-CEILINGS = {
-    "DeiT-T": (DEIT_T, 22_100),
-    "DeiT-S": (DEIT_S, 9_400),
-    "DeiT-B": (DEIT_B, 3_630),
-    "DeiT-B-384": (replace(deit_at_384(DEIT_B), pretrained=None), 970),
-    "Swin-T": (SWIN_T, 7_300),
-    "Swin-S": (SWIN_S, 4_300),
-    "Swin-B": (SWIN_B, 2_970),
-    "Swin-B-384": (replace(swin_at_384(SWIN_B), pretrained=None), None),
-    "ResNet-50": (RESNET_50, 10_200),
-}
-UPDATES, ROUNDS, EPOCHS, SEEDS = 22, 9, 25, 3
+PEER, BEST_PEER = "timm", "timm, a process a core"
+UPDATES, ROUNDS, SEEDS = 22, 9, 3
 
 
 # --- on a CPU ------------------------------------------------------------------------------
@@ -192,30 +173,46 @@ def test_our_loop_against_timms_on_this_cpu(benchmark, name):
         several(Theirs, 1, cores) if not quick else in_here(Theirs, recipe) as usual,
         several(Theirs, cores, 1) if not quick else in_here(Theirs, recipe) as best,
     ):
-        runs = {"ours": ours, "peer": usual, "peer, a process a core": best}
+        runs = {"ours": ours, PEER: usual, BEST_PEER: best}
         found = {kind: [] for kind in runs}
-        for _ in range(rounds + 1):
-            for kind, run in runs.items():
-                found[kind].append(run(updates))
+        for number in range(rounds + 1):
+            for kind in list(runs) if number % 2 == 0 else reversed(runs):
+                said = runs[kind](updates)
+                if number:
+                    found[kind].append(said)
         benchmark.pedantic(ours, args=(updates,), rounds=1 if quick else 3)
-    speed = {kind: median(value for value, _ in each[-rounds:]) for kind, each in found.items()}
-    cpu = {kind: median(value for _, value in each[-rounds:]) for kind, each in found.items()}
-    quiet = {kind: max(value for value, _ in each[-rounds:]) for kind, each in found.items()}
-    usual, best = "peer", "peer, a process a core"
+    rate = cores * gemm_rate()
+
+    def result(peer: str) -> Result:
+        return result_of(
+            {
+                kind: Times(wall=tuple(1 / speed for speed, _ in each), cpu=tuple(cpu for _, cpu in each))
+                for kind, each in found.items()
+            },
+            peer=peer,
+            ours="ours",
+            what=f"a training loop of smoke's {name}, {cores} cores",
+            unit="an image",
+            bound=multiplying(recipe, rate),
+            bound_of="multiplications",
+        )
+
+    plain, best = result(PEER), result(BEST_PEER)
+    quiet = {kind: max(speed for speed, _ in each) for kind, each in found.items()}
+    cpu = {kind: median(cpu for _, cpu in each) for kind, each in found.items()}
     benchmark.extra_info.update(
+        results=[plain.as_data(), best.as_data()],
         cores=cores,
         operations_per_step=sum(operations(recipe).values()),
-        images_per_second=speed["ours"],
-        peer_images_per_second=speed[usual],
-        peer_images_per_second_process_a_core=speed[best],
-        times_faster_than_timm=speed["ours"] / speed[usual],
-        times_faster_than_timm_process_a_core=speed["ours"] / speed[best],
-        times_faster_than_timm_least_disturbed=quiet["ours"] / quiet[usual],
-        times_faster_than_timm_process_a_core_least_disturbed=quiet["ours"] / quiet[best],
+        images_per_second=1 / plain.ours_seconds,
+        times_faster_than_timm=plain.ratio,
+        times_faster_than_timm_process_a_core=best.ratio,
+        times_faster_than_timm_least_disturbed=quiet["ours"] / quiet[PEER],
+        times_faster_than_timm_process_a_core_least_disturbed=quiet["ours"] / quiet[BEST_PEER],
+        times_less_cpu_than_timm=cpu[PEER] / cpu["ours"],
+        times_less_cpu_than_timm_process_a_core=cpu[BEST_PEER] / cpu["ours"],
         load_before=load,
-        rounds={kind: [round(value, 1) for value, _ in each[-rounds:]] for kind, each in found.items()},
-        times_less_cpu_than_timm=cpu[usual] / cpu["ours"],
-        times_less_cpu_than_timm_process_a_core=cpu[best] / cpu["ours"],
+        rounds={kind: [round(speed, 1) for speed, _ in each] for kind, each in found.items()},
     )
     if not quick:
         print(f"\n{name}:", dict(benchmark.extra_info))
@@ -259,7 +256,7 @@ def test_both_learn_the_same(benchmark, name):
         for seed in seeds:
             for kind, accuracies in found.items():
                 loop = kind(recipe, seed)
-                for _ in range(2 if quick else EPOCHS * loop.updates):
+                for _ in range(2 if quick else recipe.epochs * loop.updates):
                     loop.update()
                 accuracies.append(accuracy(loop.model, recipe))
     finally:
@@ -280,10 +277,10 @@ def test_both_learn_the_same(benchmark, name):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiling", ["default", "graphs"])
-@pytest.mark.parametrize("name", CEILINGS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_on_a_gpu_beside_its_ceiling(benchmark, name, compiling):
     quick, device = benchmark.disabled, torch.device("cuda")
-    recipe, ceiling = CEILINGS[name]
+    recipe, _, ceiling = NETWORKS[name]
     recipe = replace(recipe, batch=8 if quick else 256, groups=1)
     gc.collect()  # the network before, or its memory would be counted here
     torch.compiler.reset()

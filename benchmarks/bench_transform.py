@@ -144,12 +144,11 @@ def test_batch_transform_against_timm(benchmark, name, fill):
             {side: Times(wall=(), cpu=tuple(found[side])) for side in ("timm", "ours")},
             peer="timm",
             ours="ours",
-            name=f"transform, {name}, {fill}, {allocator}",
             what=f"{what}, {allocator}",
             unit=unit,
             bound=found["bound"],
+            bound_of="bytes",
             clock="cpu",
-            command="python -m pytest benchmarks/bench_transform.py",
         )
         for found, allocator in ((default, "allocator as it is"), (tuned, "allocator tuned"))
     )

@@ -7,7 +7,7 @@ from time import perf_counter
 import pytest
 import torch
 
-from benchmarks import measuring
+from benchmarks import page, result_files
 from dcvit.provenance import provenance
 
 OF_THE_CPU = ("_cpu", "by_one_core", "both_learn")  # in names of benchmarks that leave a GPU idle
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config, items):
     folder = config.getoption("--results-folder")
     if not config.getoption("--skip-measured") or folder is None:
         return
-    done = measuring.measured_names(Path(folder), provenance()["commit"])
+    done = result_files.measured_names(Path(folder), provenance()["commit"])
     for item in items:
         if _name(item) in done:
             item.add_marker(pytest.mark.skip(reason="measured already"))
@@ -74,10 +74,10 @@ def _write(config):
     if folder is None and not config.getoption("--write-results"):
         return
     rows = config.stash[ROWS]
-    found = measuring.as_file(rows, measuring.machine(), date=measuring.today(), code=provenance())
-    measuring.write_results(found, measuring.RESULTS if folder is None else Path(folder))
+    found = result_files.as_file(rows, result_files.machine(), date=result_files.today(), code=provenance())
+    result_files.write_results(found, result_files.RESULTS if folder is None else Path(folder))
     if folder is None:
-        measuring.render()
+        page.render()
 
 
 class _Median:

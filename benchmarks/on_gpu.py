@@ -26,7 +26,7 @@ import sys
 from time import monotonic
 from typing import Any, Literal
 
-from benchmarks.measuring import markdown
+from benchmarks.page import markdown
 from dcvit.errors import DataError
 from dcvit.provenance import provenance
 from dcvit.sources import find

@@ -10,27 +10,20 @@ from hypothesis import strategies as st
 import pytest
 
 from benchmarks import measuring
+from benchmarks.h100 import NETWORKS
 from benchmarks.measuring import (
-    BEGIN,
-    CEILINGS,
-    END,
-    PAGE,
-    RESULTS,
     Times,
-    as_file,
     exponent,
-    file_name,
+    growth_of,
     interleaved,
     interval,
-    merged,
-    newest,
+    multiplying,
     paired,
-    replaced,
     result_of,
-    section,
-    write_results,
 )
-from dcvit.baselines import DEIT_S, SWIN_T
+from benchmarks.page import BEGIN, END, PAGE, replaced, section
+from benchmarks.result_files import RESULTS, as_file, file_name, merged, newest, write_results
+from dcvit.baselines import DEIT_B, DEIT_S, SWIN_T
 from dcvit.recipe import as_data
 from tests.helpers import ROOT, environment, python
 
@@ -103,13 +96,26 @@ def test_a_result_is_the_ratio_of_medians_per_unit_beside_its_bound():
         "timm": Times(wall=(8.0, 9.0, 100.0), cpu=(4.0, 4.0, 4.0)),
         "ours": Times(wall=(3.0, 2.0, 50.0), cpu=(1.0, 1.0, 1.0)),
     }
-    names = dict(peer="timm", ours="ours", name="x", what="y", unit="an image", per=2)
-    result = result_of(times, bound=0.5, **names)
+    names = dict(peer="timm", ours="ours", what="y", unit="an image", per=2, bound=0.5, bound_of="bytes")
+    result = result_of(times, **names)
     assert (result.peer_seconds, result.ours_seconds, result.ratio) == (4.5, 1.5, 3.0)
     assert (result.bound, result.fraction) == (0.5, pytest.approx(1 / 3))
-    assert result.spread == (1.25, 13.25)
+    assert result.quartiles == (pytest.approx((2 + 8 / 3) / 2), pytest.approx((8 / 3 + 4.5) / 2))
     on_cpu = result_of(times, clock="cpu", **names)
-    assert (on_cpu.ratio, on_cpu.bound, on_cpu.fraction) == (4.0, None, None)
+    assert (on_cpu.ratio, on_cpu.fraction, on_cpu.clock) == (4.0, 1.0, "cpu")
+
+
+def test_growth_is_that_of_a_unit():
+    """Twice the batch in three times the time: half as much again an image."""
+    times = [Times(wall=(9.0, 1.0, 1.2), cpu=(0.0,)), Times(wall=(3.6, 3.0, 90.0), cpu=(0.0,))]
+    found = growth_of(times, what="x", unit="an image", along="batch", sizes=[2, 4], per=[2, 4])
+    assert found.seconds == (pytest.approx(0.6), pytest.approx(0.9))
+    assert 2**found.exponent == pytest.approx(1.5)
+
+
+def test_multiplications_alone_take_as_long_as_arithmetic_says():
+    """DeiT-B: 105 GFLOP an image of training, of which the stem and the classifier are some per cent."""
+    assert multiplying(DEIT_B, 1e9) == pytest.approx(105.5, rel=0.05)
 
 
 @given(st.lists(positive, min_size=6, max_size=40))
@@ -162,15 +168,11 @@ H100 = {
     "versions": {"torch": "2.9"},
 }
 CODE = {"commit": "0123456789abcdef", "dirty": False}
+TIMES = {"timm": Times(wall=(0.4, 0.6), cpu=(0.4,)), "ours": Times(wall=(0.1, 0.1), cpu=(0.1,))}
 RESULT = result_of(
-    {"timm": Times(wall=(0.4,), cpu=(0.4,)), "ours": Times(wall=(0.1,), cpu=(0.1,))},
-    peer="timm",
-    ours="ours",
-    name="a",
-    what="something | odd",
-    unit="a batch",
-    bound=0.05,
+    TIMES, peer="timm", ours="ours", what="something | odd", unit="a batch", bound=0.05, bound_of="bytes"
 )
+GROWTH = growth_of([*TIMES.values()], what="a step", unit="an image", along="batch", sizes=[2, 4], per=[2, 4])
 
 
 def row(name, **info):
@@ -195,17 +197,26 @@ def test_a_made_up_file_is_shown():
     found = made_up(
         row("bench_a::test", results=[RESULT.as_data()], times_faster_than_timm_default=4.0),
         row("bench_b::test[x]", note="as it is", training=[trained(DEIT_S, 8123.4)]),
-        row("bench_d::test", peer_seconds=0.3, our_seconds=0.2, bound_seconds=0.05),
+        row("bench_b::test[y]", growth=[GROWTH.as_data()]),
         row("bench_c::test", loading=[{"augmentation": "pil", "images_per_second_per_core": 501.2}]),
     )
     lines = section([found]).splitlines()
     assert lines[0] == BEGIN
     assert lines[-1] == END
-    shown = "| bench_a::test | something / odd; a batch | timm: 400 ms | 100 ms | 4 | 50 ms | 50 % |"
-    assert f"{shown} times faster than timm default 4 |" in lines
-    assert "| bench_b::test[x] |  |  |  |  |  |  | note as it is |" in lines
-    assert "| bench_d::test |  | 300 ms | 200 ms | 1.5 | 50 ms | 25 % |  |" in lines
+    assert (
+        "| something / odd; a batch, on the wall | timm: 500 ms | 100 ms | 5 | 4.5 to 5.5 | bytes: 50 ms | 50 % |"
+        in lines
+    )
+    assert "- test: times faster than timm default 4" in lines
+    assert "- test[x]: note as it is" in lines
+    assert "| a step; an image | batch | 2: 250 ms, 4: 25 ms | -3.32 |" in lines
     assert "| pil | 501 |" in lines
+    assert [line for line in lines if line.startswith("####")] == [
+        "#### `bench_a.py`",
+        "#### `bench_b.py`",
+        "#### `bench_c.py`",
+        "#### What `--plan` reckons with",
+    ]
     assert any(
         line.startswith("| VisionTransformer width 384, heads 6,") and line.endswith("| device | 1 | 8,123 |")
         for line in lines
@@ -220,14 +231,14 @@ def test_what_was_not_run_says_so_and_what_was_is_compared_with_the_ceiling():
     lines = section([made_up(row("b", training=[*rates, *others]))])
     assert "| DeiT-S | not run yet | 4,700 | 3,000 | 7,500 | 9,400 | 50 % |" in lines
     assert "| Swin-T | not run yet | not run yet | not run yet | 4,400 | 7,300 | - |" in lines
-    assert "| Swin-B | not run yet | not run yet | not run yet | - | 2,970 | - |" in lines
+    assert "| Swin-B | not run yet | not run yet | not run yet | 1,790 | 2,970 | - |" in lines
 
 
 def test_other_machines_do_not_fill_the_table_of_the_h100():
     on_cpu = {**H100, "device": "cpu", "device_name": "a processor"}
     text = section([made_up(row("b", training=[trained(SWIN_T, 4321.0)]), about=on_cpu)])
     assert "| 4,321 |" in text
-    assert text.count("not run yet") == 3 * len(CEILINGS)
+    assert text.count("not run yet") == 3 * len(NETWORKS)
 
 
 def test_measuring_again_replaces_what_there_was_and_keeps_the_rest():
@@ -256,7 +267,7 @@ def test_the_newest_file_of_each_machine_counts(tmp_path):
 def test_the_page_shows_what_the_files_hold():
     text = PAGE.read_text(encoding="utf-8")
     shown = text[text.index(BEGIN) : text.index(END) + len(END)]
-    assert shown == section(newest(RESULTS)), "python -m benchmarks.measuring"
+    assert shown == section(newest(RESULTS)), "python -m benchmarks.page"
 
 
 def test_only_the_section_is_replaced(tmp_path):
