@@ -23,7 +23,7 @@ from dcvit.runs import Outcome, Run, Watcher
 from dcvit.telling import dropped, say
 
 if TYPE_CHECKING:
-    from dcvit.training import Progress
+    from dcvit.loop import Progress
 
 QUIET = 60.0  # seconds between two plain lines about one run
 

@@ -38,8 +38,8 @@ from dcvit.stopping import ASKING, listening
 if TYPE_CHECKING:
     import torch
 
+    from dcvit.loop import Progress
     from dcvit.processes import World
-    from dcvit.training import Progress
 
 Observe = Callable[["Progress"], None]
 Stopped = Callable[[], str]
@@ -323,7 +323,7 @@ def _member(run: Run, place: Place) -> Outcome:
 
 def _tell(folder: Path, observe: Observe, done: Event) -> None:
     """Passes on what the claim of a run says about its progress."""
-    from dcvit.training import Progress
+    from dcvit.loop import Progress
 
     said = None
     while not done.wait(WATCH):

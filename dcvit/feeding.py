@@ -91,7 +91,11 @@ def fed(
         cuts = _decoded_there(pictures, recipe, tasks, threads=workers, device=device)
     else:
         together = TOGETHER if threads else recipe.batch
-        jobs = (_job(opened, recipe, *task, pinned=pinned, together=together) for task in tasks)
+        # A crop's colours come side by side: parting them takes a third of its time, and a GPU none of anybody's.
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        jobs = (
+            _job(opened, recipe, *task, pinned=pinned, layout=layout, together=together) for task in tasks
+        )
         cuts = finished(jobs, threads=threads)
     return _augmented(cuts, pictures, device)
 
@@ -139,7 +143,7 @@ def _beside(pixels_BCSS: Tensor, stream: torch.cuda.Stream, device: torch.device
     if pixels_BCSS.device.type == "cuda":
         return pixels_BCSS
     with torch.cuda.stream(stream):
-        there = pixels_BCSS.to(device, non_blocking=True)
+        there = pixels_BCSS.to(device, non_blocking=True).contiguous()
     torch.cuda.current_stream(device).wait_stream(stream)
     there.record_stream(torch.cuda.current_stream(device))
     return there
@@ -155,13 +159,14 @@ def _job(
     draws: Draws,
     *,
     pinned: bool,
+    layout: torch.memory_format,
     together: int,
 ) -> Job[_Cut]:
     """Cropping one batch, of which each image is opened once however often it comes; so many images a part."""
     # Anew for every batch: whoever got one may keep it, and torch itself sees to it that pinned memory
     # comes back only when it has been copied.
-    side = recipe.resolution
-    pixels_BCSS = torch.empty(len(images), 3, side, side, dtype=torch.uint8, pin_memory=pinned)
+    shape = (len(images), 3, recipe.resolution, recipe.resolution)
+    pixels_BCSS = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned, memory_format=layout)
     places: dict[int, list[int]] = {}
     for place, image in enumerate(images):
         places.setdefault(image, []).append(place)

@@ -19,7 +19,7 @@ from dcvit.claims import Claim
 from dcvit.errors import Paused
 from dcvit.files import remove_leftovers
 from dcvit.pausing import Course, UnusableState
-from dcvit.step import State, measures_of, put_back, tensors_of
+from dcvit.state import State, measures_of, put_back, tensors_of
 from dcvit.telling import note
 
 SHARE = 1 / 20  # of the time that saving may take, at the ends of epochs

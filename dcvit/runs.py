@@ -13,7 +13,7 @@ from dcvit.recipe import Recipe, run_id
 from dcvit.sources import Source, check_readable, subset
 
 if TYPE_CHECKING:
-    from dcvit.training import Progress
+    from dcvit.loop import Progress
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from dcvit import training
+from dcvit import loop
 from dcvit.processes import joined
 from dcvit.recipe import Augmentation, DynamicAlpha, PatchErasing, Periods
 from dcvit.sources import from_folder
@@ -43,14 +43,14 @@ RECIPES = {
 
 def run(scenario, folder, source):
     """Trains one scenario in this process, and returns what an update at a time did."""
-    seen, original = [], training.train_step
+    seen, original = [], loop.train_step
 
     def watched(state, *rest, **options):
         before = state.tally.loss
         original(state, *rest, **options)
         seen.append({"loss": float(state.tally.loss - before), "alpha": float(state.alpha).hex()})
 
-    training.train_step = watched
+    loop.train_step = watched
     try:
         with joined(CPU) as world:
             record = fit(
@@ -63,7 +63,7 @@ def run(scenario, folder, source):
                 at_most=scenario["at_most"],
             )
     finally:
-        training.train_step = original
+        loop.train_step = original
     facts = without_times(record)
     return {
         "updates": seen,

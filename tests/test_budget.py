@@ -31,7 +31,7 @@ from dcvit.pausing import KEPT
 from dcvit.recipe import ResNet, SwinTransformer, VisionTransformer
 from dcvit.scale import SCALES, at_scale, small, smoke
 from dcvit.sources import IMAGENET_TRAIN
-from dcvit.step import begin_state, tensors_of
+from dcvit.state import begin_state, tensors_of
 from reproductions.all_tables import TABLES
 from tests.helpers import RESNET, SWIN, VIT, environment, python, tiny
 

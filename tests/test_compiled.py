@@ -12,7 +12,7 @@ from dcvit.devices import prepare
 from dcvit.models import build
 from dcvit.processes import World
 from dcvit.recipe import ResNet
-from dcvit.step import _compiled, begin_state
+from dcvit.state import _compiled, begin_state
 from tests.helpers import SWIN, VIT, tiny
 
 CPU = torch.device("cpu")

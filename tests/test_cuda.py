@@ -28,7 +28,8 @@ from dcvit.layout import pieces_of
 from dcvit.loading import training_batches
 from dcvit.recipe import Augmentation, DynamicAlpha, PatchErasing, Periods, StaticAlpha
 from dcvit.scale import smoke
-from dcvit.step import Tally, begin_state, train_step
+from dcvit.state import Tally, begin_state
+from dcvit.step import train_step
 from dcvit.transform import reference, transform, workspace_for
 from tests.helpers import image_folder, tiny
 
@@ -195,6 +196,7 @@ def test_batches_that_the_gpu_augments_are_those_of_the_cpu(how, tmp_path, monke
     by_gpu = training_batches(train, recipe, seed=0, feed=feed, device=CUDA, pinned=True, workers=2)
     for (expected, labels), (found, its) in zip(by_cpu, by_gpu, strict=True):
         assert found.device.type == its.device.type == "cuda"
+        assert found.is_contiguous()
         assert torch.equal(labels, its.cpu())
         difference = (expected.int() - found.cpu().int()).abs().float()
         # nvJPEG fills in colours that a file has for every other pixel otherwise than libjpeg-turbo

@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 
-from dcvit import executing, ledger, pausing, training
+from dcvit import executing, ledger, loop, pausing
 from dcvit.checkpoint import save_state
 from dcvit.claims import claim, holder_of, state_of
 from dcvit.errors import DataError, Diverged, EnvironmentProblem, Paused, RankLost
@@ -142,7 +142,7 @@ def test_one_that_is_held_is_not_touched(place, monkeypatch):
 
 def test_one_that_was_taken_over_lets_the_other_one_go_on(place, monkeypatch):
     """Another machine makes claim 2 while this process is silent; this one writes nothing more."""
-    original = training.train_step
+    original = loop.train_step
 
     def silent(state, *rest, **options):
         original(state, *rest, **options)
@@ -151,7 +151,7 @@ def test_one_that_was_taken_over_lets_the_other_one_go_on(place, monkeypatch):
             theirs = json.dumps({**facts, "host": "another"})
             (place.folder_of(RUN) / "claim-0002.json").write_text(theirs)
 
-    monkeypatch.setattr(training, "train_step", silent)
+    monkeypatch.setattr(loop, "train_step", silent)
     outcome = train(place)
     assert outcome.kind == "held"
     assert "was taken over by another process" in outcome.problem

@@ -36,7 +36,8 @@ from dcvit.recipe import (
     StagedAlpha,
     StaticAlpha,
 )
-from dcvit.step import Tally, begin_state, train_step
+from dcvit.state import Tally, begin_state
+from dcvit.step import train_step
 from dcvit.stored import Stored, laid_out
 from tests.helpers import OLD_TORCH, RESNET, SWIN, VIT, tiny
 

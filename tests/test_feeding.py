@@ -13,7 +13,7 @@ from PIL import Image
 import pytest
 import torch
 
-from dcvit import cache, datasets, feeding, randaugment, training
+from dcvit import cache, datasets, feeding, loop, randaugment
 from dcvit.augmentation import augmented, draw
 from dcvit.crops import boxes
 from dcvit.datasets import Pictures, pictures
@@ -99,6 +99,30 @@ def test_batches_are_what_the_steps_one_by_one_give(train):
         assert torch.equal(pixels, randaugment.apply(crops, draws.choices))
         assert torch.equal(labels, train.labels[images])
         assert (pixels.dtype, labels.dtype) == (torch.uint8, torch.int64)
+
+
+def test_colours_side_by_side_are_the_same_pixels(train):
+    """What a GPU gets, and turns there."""
+    images = [0, 3, 3, 7, 11, 0]
+
+    def cut(layout):
+        job = feeding._job(
+            lambda index: decoded(train, index),
+            RECIPE,
+            images,
+            draw(RECIPE, seed=1, update=0),
+            pinned=False,
+            layout=layout,
+            together=2,
+        )
+        for part in job.parts:
+            part()
+        return job.result.pixels_BCSS
+
+    planes, side_by_side = cut(torch.contiguous_format), cut(torch.channels_last)
+    assert torch.equal(planes, side_by_side)
+    assert planes.is_contiguous()
+    assert side_by_side.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_files_and_held_images_give_the_same_batches(source, monkeypatch):
@@ -374,7 +398,7 @@ def test_a_run_is_the_same_for_any_number_of_threads_and_pauses(how, source, tmp
     feed = Feed(augmentation="device", cache=tmp_path / "cache" if how == "a cache" else None)
     whole = run(source, tmp_path / "whole", feed=feed)
     assert run(source, tmp_path / "threads", feed=feed, workers=2) == whole
-    monkeypatch.setattr(training, "READ_EVERY", 1)
+    monkeypatch.setattr(loop, "READ_EVERY", 1)
     pauses = 0
     while True:
         try:

@@ -15,7 +15,8 @@ from dcvit.datasets import pictures
 from dcvit.loading import training_batches
 from dcvit.recipe import PatchErasing, Periods, VisionTransformer
 from dcvit.scale import smoke
-from dcvit.training import Tally, begin_state, train_step
+from dcvit.state import Tally, begin_state
+from dcvit.step import train_step
 from reproductions.table5_backbones import ROWS
 from tests.helpers import OLD_TORCH
 

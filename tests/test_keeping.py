@@ -12,7 +12,7 @@ from dcvit.claims import TakenOver, claim
 from dcvit.errors import Paused
 from dcvit.keeping import SHARE, Keeper, clean, gone_on
 from dcvit.pausing import Course
-from dcvit.step import Tally, begin_state, tensors_of
+from dcvit.state import Tally, begin_state, tensors_of
 from tests.helpers import tiny
 
 COURSE = Course(

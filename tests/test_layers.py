@@ -206,19 +206,27 @@ TORCH = {
             "sources",
         ),
     },
+    "state": {
+        *("adamw", "checkpoint", "devices", "difficulty", "feed", "models", "processes", "recipe", "rng"),
+        *("transform",),
+    },
     "step": {
-        *("adamw", "batch", "checkpoint", "devices", "difficulty", "feed", "layout", "loading", "losses"),
-        *("models", "processes", "recipe", "rng", "schedules", "transform"),
+        *("batch", "devices", "difficulty", "layout", "loading", "losses", "processes", "recipe", "rng"),
+        *("schedules", "state", "transform"),
     },
     "origin": {
         *("checkpoint", "devices", "feed", "layout", "ledger", "pausing", "processes", "provenance"),
         *("recipe", "sources"),
     },
-    "keeping": {"checkpoint", "claims", "errors", "files", "pausing", "step", "telling"},
+    "keeping": {"checkpoint", "claims", "errors", "files", "pausing", "state", "telling"},
+    "loop": {
+        *("checkpoint", "claims", "devices", "errors", "evaluating", "keeping", "layout", "ledger"),
+        *("looking", "origin", "pausing", "processes", "recipe", "schedules", "sources", "state", "step"),
+    },
     "training": {
-        *("augmentation", "checkpoint", "claims", "datasets", "devices", "errors", "evaluating", "feed"),
-        *("keeping", "layout", "ledger", "loading", "looking", "memory", "origin", "pausing", "processes"),
-        *("recipe", "schedules", "sources", "step"),
+        *("augmentation", "claims", "datasets", "devices", "evaluating", "feed", "keeping", "layout"),
+        *("ledger", "loading", "looking", "loop", "memory", "origin", "pausing", "processes", "recipe"),
+        *("schedules", "sources", "state"),
     },
     "trained": {
         *("augmentation", "checkpoint", "devices", "files", "ledger", "models", "recipe", "sources"),
@@ -245,14 +253,14 @@ LATER = {
         *("curves", "devices", "doctor", "patch_probe", "picturing", "probing", "publishing", "report"),
         *("setting", "sources"),
     },
-    "display": {"training"},
+    "display": {"loop"},
     "doctor": {"devices"},
     "engines": {"ray_engine"},
-    "executing": {"datasets", "devices", "feeding", "processes", "training"},
+    "executing": {"datasets", "devices", "feeding", "loop", "processes", "training"},
     "making": {"devices", "display", "probing"},
     "picturing": {"activation"},
     "reproducing": {"engines"},
-    "runs": {"training"},
+    "runs": {"loop"},
     "single": {"devices", "display", "host", "processes"},
 }
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import pytest
 import torch
 
-from dcvit import looking, training
+from dcvit import looking, loop
 from dcvit.batch import normalise
 from dcvit.checkpoint import load_weights
 from dcvit.datasets import Pictures, pictures
@@ -251,7 +251,7 @@ def test_a_look_is_at_the_model_after_its_epoch_and_at_the_fixed_sample(source, 
 def test_a_look_is_told_the_runs_seed_and_its_epoch(source, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(
-        training, "look", lambda *_, seed, epoch, **__: told.append((seed, epoch)) or {"epoch": epoch}
+        loop, "look", lambda *_, seed, epoch, **__: told.append((seed, epoch)) or {"epoch": epoch}
     )
     record = fit(tiny(epochs=4, difficulty_probe=PROBE), 3, source, tmp_path, CPU)
     assert told == [(3, 2), (3, 4)]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import pytest
 import torch
 
-from dcvit import training
+from dcvit import loop
 from dcvit.baselines import DEIT_B, DEIT_T, SWIN_B
 from dcvit.cost import activation_bytes, state_bytes
 from dcvit.executing import execute
@@ -87,7 +87,7 @@ def test_a_run_that_lacks_memory_fails_with_these_words(backbone, tmp_path, monk
     def train_step(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(training, "train_step", train_step)
+    monkeypatch.setattr(loop, "train_step", train_step)
     recipe = tiny(backbone={"vit": VIT, "swin": SWIN, "resnet": RESNET}[backbone])
     place = Place(from_folder(image_folder(tmp_path / "images")), tmp_path / "out", "cpu", 0)
     outcome = execute(Run(recipe, 0), place, lambda progress: None)

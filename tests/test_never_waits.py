@@ -16,7 +16,8 @@ from dcvit.recipe import (
     StagedAlpha,
     StaticAlpha,
 )
-from dcvit.step import Tally, begin_state, train_step
+from dcvit.state import Tally, begin_state
+from dcvit.step import train_step
 from tests.helpers import RESNET, SWIN, VIT, tiny
 from tests.waiting import Waited, never_waits
 

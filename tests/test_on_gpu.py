@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 import pytest
 
 from benchmarks import on_gpu
-from benchmarks.on_gpu import (
+from benchmarks import stages as stages_
+from benchmarks.on_gpu import go, read_progress, run, summary, write_progress
+from benchmarks.stages import (
     LEAST,
     RESERVE,
     TABLES,
@@ -21,15 +23,10 @@ from benchmarks.on_gpu import (
     command_of,
     ended,
     exit_code,
-    go,
     in_order,
-    read_progress,
-    run,
     seconds_for,
     stages,
     still_to_do,
-    summary,
-    write_progress,
 )
 from tests.helpers import ROOT
 
@@ -176,8 +173,9 @@ def test_what_is_left_decides_before_what_failed():
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(on_gpu, "RESERVE", 0.5)
-    monkeypatch.setattr(on_gpu, "LEAST", 0.5)
+    for module in (on_gpu, stages_):
+        monkeypatch.setattr(module, "RESERVE", 0.5)
+    monkeypatch.setattr(stages_, "LEAST", 0.5)
 
 
 def test_a_failure_costs_only_itself_and_what_is_done_is_not_done_again(tmp_path, short):

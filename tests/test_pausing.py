@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import pytest
 import torch
 
-from dcvit import checkpoint, ledger, origin, pausing, step, training
+from dcvit import checkpoint, ledger, loop, origin, pausing, state, step, training
 from dcvit.checkpoint import load_state, save_state
 from dcvit.errors import Diverged, EnvironmentProblem, Paused
 from dcvit.feed import AUGMENTING, Feed
@@ -52,7 +52,7 @@ def read_every(monkeypatch):
     """Sets how many updates lie between two looks at the clock; an epoch has 3."""
 
     def read_every(updates):
-        for module in (step, training):
+        for module in (loop, state):
             monkeypatch.setattr(module, "READ_EVERY", updates)
 
     return read_every
@@ -197,7 +197,7 @@ def test_the_state_of_an_epochs_end_is_from_before_the_test_images_are_looked_at
 
     for update in (3, 6):
         with monkeypatch.context() as patch:
-            patch.setattr(training, "evaluate", killed)
+            patch.setattr(loop, "evaluate", killed)
             with pytest.raises(KeyboardInterrupt):
                 fit(tiny(), 0, source, tmp_path, CPU)
         course = pausing.read_course(pausing.find(folder_of(tmp_path, tiny(), source)))
@@ -211,13 +211,13 @@ def test_the_state_of_an_epochs_end_is_from_before_the_test_images_are_looked_at
 
 def steps_of(monkeypatch):
     """Counts the updates that are made from now on."""
-    made, original = [], training.train_step
+    made, original = [], loop.train_step
 
     def counted(*arguments, **options):
         made.append(options["update"])
         original(*arguments, **options)
 
-    monkeypatch.setattr(training, "train_step", counted)
+    monkeypatch.setattr(loop, "train_step", counted)
     return made
 
 
@@ -254,14 +254,15 @@ class Calendar:
 def test_a_pause_takes_no_time(source, tmp_path, monkeypatch, read_every):
     """An update takes 10 s here and an hour lies between two calls."""
     read_every(2)
-    now, original = [0.0], training.train_step
+    now, original = [0.0], loop.train_step
 
     def slow(*arguments, **options):
         now[0] += 10
         original(*arguments, **options)
 
-    monkeypatch.setattr(training, "train_step", slow)
-    monkeypatch.setattr(training, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(loop, "train_step", slow)
+    for module in (loop, training):
+        monkeypatch.setattr(module, "perf_counter", lambda: now[0])
     monkeypatch.setattr(training, "datetime", Calendar(now))
     courses = []
     for _ in range(3):

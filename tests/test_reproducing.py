@@ -437,7 +437,7 @@ def test_too_little_time_for_any_run_says_so_and_is_not_worth_another_call(call,
 def test_when_the_time_is_up_what_runs_is_saved_and_the_next_call_goes_on(call, tmp_path, monkeypatch):
     monkeypatch.setattr("dcvit.reproducing.time", lambda: 0.0)
     monkeypatch.setattr("dcvit.launch.time", lambda: 0.0)
-    monkeypatch.setattr("dcvit.training.time", lambda: 60.0)  # the first look finds the minute up
+    monkeypatch.setattr("dcvit.loop.time", lambda: 60.0)  # the first look finds the minute up
     code, _, errors = call("--minutes", "1")
     assert code == RESUMABLE
     assert "runs saved in the middle" in errors

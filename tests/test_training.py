@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 import torch
 
-from dcvit import ledger, step, training
+from dcvit import ledger, loop, state, step
 from dcvit.checkpoint import copied
 from dcvit.errors import DataError, Diverged
 from dcvit.feed import AUGMENTING, Feed
@@ -37,7 +37,7 @@ from dcvit.recipe import (
 )
 from dcvit.schedules import learning_rate, staged_alpha, static_alpha
 from dcvit.sources import from_folder
-from dcvit.step import begin_state
+from dcvit.state import begin_state
 from dcvit.training import fit
 from tests.helpers import PLAIN, RESNET, SWIN, VIT, image_folder, tiny, without_times
 
@@ -229,14 +229,14 @@ def test_the_best_weights_are_those_of_the_first_best_epoch(source, tmp_path):
     epoch = record.best["epoch"]
     assert epoch < 4, "choose another seed: best and last would be the same"
     states = []
-    original = training.evaluate
+    original = loop.evaluate
 
     def evaluate(model, *rest, **options):
         states.append(copied(model.state_dict()))
         return original(model, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "evaluate", evaluate)
+        patch.setattr(loop, "evaluate", evaluate)
         fit(recipe, 0, source, tmp_path / "again", CPU)
     assert_same(weights_of(tmp_path, recipe, source, "best"), states[epoch - 1])
     assert_same(weights_of(tmp_path, recipe, source, "last"), states[-1])
@@ -458,7 +458,7 @@ class Stop(Exception):
 def state_before(update, recipe, source, out):
     """What a sound run would save just before an update."""
     found = {}
-    original = training.train_step
+    original = loop.train_step
 
     def until(state, *rest, **options):
         if options["update"] < update:
@@ -472,7 +472,7 @@ def state_before(update, recipe, source, out):
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "train_step", until)
+        patch.setattr(loop, "train_step", until)
         with pytest.raises(Stop):
             fit(recipe, 0, source, out, CPU)
     return found
@@ -527,7 +527,7 @@ def test_a_run_that_diverged_has_no_record(source, tmp_path):
 
 def read_every(monkeypatch, updates):
     """Looks at what the device found so often."""
-    for module in (step, training):
+    for module in (loop, state):
         monkeypatch.setattr(module, "READ_EVERY", updates)
 
 
@@ -561,13 +561,13 @@ def test_the_message_says_step_learning_rate_and_the_norms_up_to_there(update, s
 
 def test_a_bad_step_stops_the_run_at_the_next_look(source, tmp_path, monkeypatch):
     read_every(monkeypatch, 4)
-    steps, original = [], training.train_step
+    steps, original = [], loop.train_step
 
     def counted(*arguments, **options):
         steps.append(options["update"])
         original(*arguments, **options)
 
-    monkeypatch.setattr(training, "train_step", counted)
+    monkeypatch.setattr(loop, "train_step", counted)
     poisoned(5, tiny(batch=1), source, tmp_path)
     assert steps == list(range(8))
 

@@ -35,7 +35,7 @@ from dcvit.recipe import RandomErasing, SwinTransformer, VisionTransformer
 from dcvit.runs import Place, Run
 from dcvit.schedules import learning_rate, updates_per_epoch
 from dcvit.sources import Source
-from dcvit.step import begin_state
+from dcvit.state import begin_state
 from reproductions.all_tables import TABLES
 from tests.helpers import RESNET, tiny
 

@@ -17,7 +17,7 @@ from time import sleep
 
 import torch
 
-from dcvit import executing, keeping, launch, pausing, processes, step, training
+from dcvit import executing, keeping, launch, loop, pausing, processes, state
 from dcvit.executing import execute
 from dcvit.launch import make_all
 from dcvit.provenance import provenance
@@ -91,9 +91,9 @@ def careful(*, pace=0.0, every=True, beats=None):
     """Makes every update take a while, and a state be saved after each; a file counts the updates."""
     if every:
         keeping.SHARE = float("inf")
-        for module in (step, training):
+        for module in (loop, state):
             module.READ_EVERY = 1
-    original = training.train_step
+    original = loop.train_step
 
     def paced(state, *rest, **options):
         original(state, *rest, **options)
@@ -102,7 +102,7 @@ def careful(*, pace=0.0, every=True, beats=None):
                 file.write(f"{os.getpid()} {options['update']}\n")
         sleep(pace)
 
-    training.train_step = paced
+    loop.train_step = paced
 
 
 def trains(run: Run, place: Place, *, pace=0.0, every=True, beats=None, answer=None):
@@ -302,7 +302,7 @@ def _sleep_until_told():
 
 def _at_update(happens, place, *, rank):
     careful()
-    original = training.train_step
+    original = loop.train_step
 
     def eventful(state, *rest, **options):
         mark = place.out / "happened"
@@ -311,13 +311,13 @@ def _at_update(happens, place, *, rank):
             happens()
         original(state, *rest, **options)
 
-    training.train_step = eventful
+    loop.train_step = eventful
 
 
 def works_and_dies(pipe, place):
     """What a process of `dcvit.launch` does; one that trains the run that `victim` names is killed after an epoch."""
     careful()
-    original = training.train_step
+    original = loop.train_step
     work, execute_ = launch_work, launch.execute
 
     def executes(run, *rest):
@@ -328,7 +328,7 @@ def works_and_dies(pipe, place):
                 os.kill(os.getpid(), signal.SIGKILL)
             original(*arguments, **options)
 
-        training.train_step = deadly
+        loop.train_step = deadly
         return execute_(run, *rest)
 
     launch.execute = executes

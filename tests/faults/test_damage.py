@@ -11,7 +11,19 @@ import time
 
 import pytest
 
-from dcvit import claims, datasets, keeping, launch, ledger, origin, pausing, sources, step, training
+from dcvit import (
+    claims,
+    datasets,
+    keeping,
+    launch,
+    ledger,
+    loop,
+    origin,
+    pausing,
+    sources,
+    state,
+    step,
+)
 from dcvit.claims import claim, state_of
 from dcvit.errors import Paused
 from dcvit.executing import execute
@@ -46,7 +58,7 @@ def expected(source, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
     """States after every update."""
-    for module in (step, training):
+    for module in (loop, state):
         monkeypatch.setattr(module, "READ_EVERY", 1)
     monkeypatch.setattr(keeping, "SHARE", float("inf"))
 
@@ -69,13 +81,13 @@ def stop_after(updates, place, run=RUN):
 
 def counted(monkeypatch):
     """The updates that are made from now on."""
-    made, original = [], training.train_step
+    made, original = [], loop.train_step
 
     def watched(*arguments, **options):
         made.append(options["update"])
         original(*arguments, **options)
 
-    monkeypatch.setattr(training, "train_step", watched)
+    monkeypatch.setattr(loop, "train_step", watched)
     return made
 
 
@@ -200,7 +212,7 @@ def test_an_image_that_vanishes_in_mid_run_is_named_and_the_run_goes_on_when_it_
     expected = train(replace(place, out=tmp_path / "undisturbed"), run)
     path = source.root / source.train[3].path
     content = path.read_bytes()
-    original = training.train_step
+    original = loop.train_step
 
     def then_lost(*arguments, **options):
         original(*arguments, **options)
@@ -213,7 +225,7 @@ def test_an_image_that_vanishes_in_mid_run_is_named_and_the_run_goes_on_when_it_
                 path.mkdir()
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train_step", then_lost)
+        patch.setattr(loop, "train_step", then_lost)
         outcome = train(place, run)
     assert outcome.kind == "environment", outcome
     assert f"{path} can't be read any more" in outcome.problem
@@ -250,15 +262,15 @@ def test_an_image_that_may_not_be_read_any_more_is_not_taken_for_a_full_disk(pla
 
 def test_a_clock_that_jumps_back_changes_nothing(place, expected, monkeypatch):
     """By a year, between two updates and between two calls: states, claims and records stay in order."""
-    offset, original, step_ = [0.0], time.time, training.train_step
+    offset, original, step_ = [0.0], time.time, loop.train_step
 
     def jumping(*arguments, **options):
         step_(*arguments, **options)
         offset[0] -= 3.15e7
 
-    for module in (training, launch, claims):
+    for module in (loop, launch, claims):
         monkeypatch.setattr(module, "time", lambda: original() + offset[0])
-    monkeypatch.setattr(training, "train_step", jumping)
+    monkeypatch.setattr(loop, "train_step", jumping)
     for updates in (2, 2):
         newest = stop_after(updates, place)[0]
         os.utime(newest, (original() + offset[0],) * 2)
@@ -270,15 +282,15 @@ def test_a_clock_that_jumps_back_changes_nothing(place, expected, monkeypatch):
 
 def test_a_clock_that_jumps_back_ends_no_deadline_early(place, monkeypatch):
     now = [1e9]
-    monkeypatch.setattr(training, "time", lambda: now[0])
+    monkeypatch.setattr(loop, "time", lambda: now[0])
     monkeypatch.setattr(launch, "time", lambda: now[0])
-    original = training.train_step
+    original = loop.train_step
 
     def jumping(*arguments, **options):
         original(*arguments, **options)
         now[0] -= 3600
 
-    monkeypatch.setattr(training, "train_step", jumping)
+    monkeypatch.setattr(loop, "train_step", jumping)
     late = replace(place, deadline=1e9 + 60)
     assert make_all([RUN], late, jobs=1, watcher=Watcher())[RUN].record is not None
 
@@ -327,7 +339,7 @@ def test_other_versions_are_refused_unless_allowed_and_then_noted(
 def test_a_signal_during_evaluation_saves_the_state_and_looks_at_all_images_again(
     epoch, number, place, expected, monkeypatch
 ):
-    original, calls = training.evaluate, []
+    original, calls = loop.evaluate, []
 
     def disturbed(model, test, batches, **options):
         def one_by_one():
@@ -340,7 +352,7 @@ def test_a_signal_during_evaluation_saves_the_state_and_looks_at_all_images_agai
         return original(model, test, one_by_one(), **options)
 
     with monkeypatch.context() as patch, listening() as stopped:
-        patch.setattr(training, "evaluate", disturbed)
+        patch.setattr(loop, "evaluate", disturbed)
         outcome = train(place, stopped=stopped)
     assert outcome.kind == "paused"
     assert f"paused after {3 * epoch} of 6 updates ({number.name})" in outcome.problem
@@ -374,7 +386,7 @@ def test_a_signal_while_a_state_is_saved_waits_until_it_is(place, expected, monk
 def test_a_loading_process_that_is_killed_fails_the_run_which_then_goes_on(place, tmp_path, monkeypatch):
     two = replace(place, workers=2, feed=Feed(augmentation="pil"))
     expected = train(replace(two, workers=0, out=tmp_path / "undisturbed")).record
-    original, before = training.train_step, set(multiprocessing.active_children())
+    original, before = loop.train_step, set(multiprocessing.active_children())
 
     def disturbed(*arguments, **options):
         original(*arguments, **options)
@@ -385,7 +397,7 @@ def test_a_loading_process_that_is_killed_fails_the_run_which_then_goes_on(place
                 process.kill()
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train_step", disturbed)
+        patch.setattr(loop, "train_step", disturbed)
         outcome = train(two)
     assert outcome.kind == "failed"
     assert "DataLoader worker" in outcome.problem

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from dcvit import checkpoint, claims, files, keeping, ledger, pausing, step, training
+from dcvit import checkpoint, claims, files, keeping, ledger, loop, pausing, state
 from dcvit.claims import claim, holder_of, state_of
 from dcvit.executing import execute
 from dcvit.runs import Place, Run
@@ -38,7 +38,7 @@ def expected(source, tmp_path):
 @pytest.fixture
 def often(monkeypatch):
     """States after every update."""
-    for module in (step, training):
+    for module in (loop, state):
         monkeypatch.setattr(module, "READ_EVERY", 1)
     monkeypatch.setattr(keeping, "SHARE", float("inf"))
 
@@ -134,7 +134,7 @@ def test_no_room_for_the_record_loses_no_update(place, expected, often, monkeypa
     assert not (folder / "record.json").exists()
     assert pausing.read_course(pausing.find(folder)).update == 6
     made = []
-    monkeypatch.setattr(training, "train_step", lambda *_, **__: made.append(1))
+    monkeypatch.setattr(loop, "train_step", lambda *_, **__: made.append(1))
     assert without_times(train(place).record) == without_times(expected)
     assert made == []
 
@@ -201,7 +201,7 @@ def test_a_read_only_folder_is_named_before_anything_is_trained(place, monkeypat
     def never(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr(training, "train_step", never)
+    monkeypatch.setattr(loop, "train_step", never)
     with read_only(place.out):
         outcome = train(place)
     assert outcome.kind == "environment"

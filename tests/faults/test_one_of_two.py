@@ -7,7 +7,7 @@ from time import sleep
 
 import pytest
 
-from dcvit import executing, pausing, training
+from dcvit import executing, loop, pausing
 from dcvit.claims import TakenOver
 from dcvit.errors import DataError
 from dcvit.runs import Place
@@ -21,14 +21,14 @@ MEMBER = executing._member
 def at_update(rank, happens):
     """Something that happens in one of the processes, when it comes to an update, each time."""
     child.careful()
-    original = training.train_step
+    original = loop.train_step
 
     def eventful(state, *rest, **options):
         if options["update"] == child.FATAL and int(os.environ["RANK"]) == rank:
             happens()
         original(state, *rest, **options)
 
-    training.train_step = eventful
+    loop.train_step = eventful
 
 
 def sees_a_damaged_image(run, place):
