@@ -30,7 +30,8 @@ from dcvit.feed import Feed
 from dcvit.host import cores
 from dcvit.loading import training_batches
 from dcvit.recipe import Recipe, VisionTransformer, as_data
-from dcvit.step import Tally, begin_state, train_step
+from dcvit.state import Tally, begin_state
+from dcvit.step import train_step
 
 # timm leaves the files that it opened to the garbage collector
 pytestmark = pytest.mark.filterwarnings(

@@ -39,7 +39,8 @@ from dcvit.memory import fitting
 from dcvit.recipe import as_data
 from dcvit.scale import smoke
 from dcvit.schedules import updates_per_epoch
-from dcvit.step import Tally, begin_state, train_step
+from dcvit.state import Tally, begin_state
+from dcvit.step import train_step
 
 CPU = torch.device("cpu")
 SMOKE = {
