@@ -36,7 +36,7 @@ from dcvit.recipe import (
     StagedAlpha,
     StaticAlpha,
 )
-from dcvit.state import Tally, begin_state
+from dcvit.state import Tally, begin_state, tensors_of
 from dcvit.step import train_step
 from dcvit.stored import Stored, laid_out
 from tests.helpers import OLD_TORCH, RESNET, SWIN, VIT, tiny
@@ -212,7 +212,7 @@ def test_a_step_stays_on_the_device(gpu, backbone, compiling, at_most):
         clip_norm=1.0,
     )
     state = steps(gpu, recipe, compiling=compiling, at_most=at_most)
-    kept = {**step.tensors_of(state), "sums": state.tally.sums, "norms": state.norms, "bad": state.first_bad}
+    kept = {**tensors_of(state), "sums": state.tally.sums, "norms": state.norms, "bad": state.first_bad}
     assert {name for name, value in kept.items() if value.device != CUDA} == set()
     assert all(one.dtype == torch.float32 for one in state.parameters)
 
