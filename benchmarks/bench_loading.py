@@ -9,7 +9,7 @@ which is what ImageNet's look like to a decoder.
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 import numpy as np
 from PIL import Image
@@ -17,8 +17,8 @@ import pytest
 from timm.data.transforms import RandomResizedCropAndInterpolation
 import torch
 
-from benchmarks.h100 import NETWORKS
-from benchmarks.measuring import TICK, Result, copy_rate, interleaved, result_of
+from benchmarks.measuring import Result, copy_rate, interleaved, one_thread, result_of
+from benchmarks.networks import H100
 from dcvit import datasets
 from dcvit.cache import fitted, side_for
 from dcvit.datasets import Pictures
@@ -57,12 +57,10 @@ def files(tmp_path_factory, request):
 
 
 @pytest.fixture(autouse=True)
-def one_thread(tmp_path, monkeypatch):
+def _one_thread(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 def of(files: list[Path]) -> Pictures:
@@ -118,9 +116,7 @@ def cores_needed(per_core: float) -> dict[str, tuple[int, int]]:
     (10, 8)
     """
     return {
-        name: (ceil(wanted.ceiling / per_core), ceil(wanted.goal / per_core))
-        for name, wanted in NETWORKS.items()
-        if wanted.goal is not None and wanted.ceiling is not None
+        name: (ceil(wanted.ceiling / per_core), ceil(wanted.goal / per_core)) for name, wanted in H100.items()
     }
 
 
@@ -128,9 +124,9 @@ def table(found: dict[str, float]) -> str:
     """Cores for each network and each way to load, one line a network."""
     lines = [f"{'cores for one H100':20}" + "".join(f"{name:>22}" for name in found)]
     lines.append(f"{'images/s of a core':20}" + "".join(f"{rate:22,.0f}" for rate in found.values()))
-    for name in cores_needed(1.0):
+    for name, wanted in H100.items():
         cores = (cores_needed(rate)[name] for rate in found.values())
-        label = f"{name} ({NETWORKS[name].goal:,})"
+        label = f"{name} ({wanted.goal:,})"
         lines.append(f"{label:20}" + "".join(f"{few:12} (max. {many:3})" for many, few in cores))
     return "\n".join(lines)
 
@@ -148,7 +144,7 @@ def test_loading_against_pillow(benchmark, files, tmp_path, monkeypatch):
         "decoding": lambda: [decoded(contents, index) for index in range(len(files))],
     }
     times = benchmark.pedantic(lambda: interleaved(ways, rounds=rounds), rounds=1)
-    decoding = max(median(times["decoding"].cpu), TICK) / len(files)
+    decoding = min(times["decoding"].cpu) / len(files)
 
     # of a cached image the part that is cropped is read, and the crop is written
     height, width = fitted(*decoded(contents, 0).shape[1:], side_for(side))

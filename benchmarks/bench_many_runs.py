@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from benchmarks.bench_overhead import stepper
-from benchmarks.measuring import Times, gemm_rate, multiplying, result_of, waiter
+from benchmarks.measuring import Times, gemm_rate, multiplying, one_thread, result_of, waiter
 from dcvit.baselines import DEIT_T
 from dcvit.batch import mixed_batch
 from dcvit.devices import autocast, best_precision, prepare
@@ -141,10 +141,8 @@ def test_side_by_side(benchmark, count):
         pytest.skip("needs a CUDA device, and more than tiny sizes")
     device = "cuda" if CUDA else "cpu"
     recipe = small(DEIT_T) if CUDA and not quick else smoke(DEIT_T)
-    steps, rounds = (1, 1) if quick else (200, 1) if CUDA else (20, 1)
+    steps, rounds = (1, 1) if quick else (200, 1) if CUDA else (20, 3)
     ways = {"processes": partial(processes, recipe), "vmap": partial(stacked, recipe)}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
 
     def measured() -> dict[str, list[float]]:
         rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -153,11 +151,9 @@ def test_side_by_side(benchmark, count):
                 rates[name].append(way(count, device=device, steps=steps))
         return rates
 
-    try:
+    with one_thread():
         rates = benchmark.pedantic(measured, rounds=1)
         rate = gemm_rate(device, dtype=best_precision(torch.device(device)))
-    finally:
-        torch.set_num_threads(threads)
     at_once = 1 if CUDA else min(count, cores())  # networks that compute at a time
     result = result_of(
         {name: Times(wall=tuple(1 / each for each in found), cpu=()) for name, found in rates.items()},

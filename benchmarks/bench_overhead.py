@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.measuring import gemm_rate, interleaved, multiplying, paired, result_of, waiter
+from benchmarks.measuring import gemm_rate, interleaved, multiplying, one_thread, paired, result_of, waiter
 from dcvit.baselines import DEIT_S, DEIT_T
 from dcvit.devices import best_precision
 from dcvit.recipe import DynamicAlpha, PatchErasing, Periods, Recipe, StaticAlpha
@@ -83,9 +83,7 @@ def test_the_method_costs_next_to_nothing(benchmark, network):
     if quick:
         recipe = replace(recipe, backbone=replace(recipe.backbone, width=48, depth=1))
     rounds, steps = (1, 1) if quick else (60, 5) if CUDA else (150, 1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         steppers = {name: stepper(arm, device) for name, arm in arms(recipe).items()}
 
         def several(step):
@@ -102,14 +100,12 @@ def test_the_method_costs_next_to_nothing(benchmark, network):
         )
         rate = gemm_rate(device.type, dtype=best_precision(device))
         bound = recipe.batch * multiplying(recipe, rate)
-    finally:
-        torch.set_num_threads(threads)
 
     clock = "wall" if CUDA else "cpu"
     what = f"{network}, {recipe.resolution} px, {'GPU' if CUDA else 'one core'}"
     results = []
     for name in list(times)[1:]:
-        ratio = paired(getattr(times[name], clock), getattr(times[VANILLA], clock))
+        ratio = paired(times[name].by(clock), times[VANILLA].by(clock))
         key = name.replace(" ", "_")
         benchmark.extra_info[f"{key}_over_vanilla"] = ratio.middle
         benchmark.extra_info[f"{key}_over_vanilla_bounds"] = f"{ratio.low:.4f} to {ratio.high:.4f}"

@@ -10,20 +10,12 @@ import pytest
 from timm.data.auto_augment import rand_augment_transform
 import torch
 
-from benchmarks.measuring import copy_rate, interleaved, result_of
+from benchmarks.measuring import copy_rate, interleaved, one_thread, result_of
 from dcvit import augmentation, randaugment
 from dcvit.rng import host_stream
 
 TEXT = "rand-m9-mstd0.5-inc1"
 ROUNDS = 15
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def pictures(count, side):
@@ -47,7 +39,7 @@ def timm_transform():
 
 
 @pytest.mark.parametrize("side", [224, 32])
-def test_randaugment_against_timm(benchmark, one_thread, side):
+def test_randaugment_against_timm(benchmark, side):
     quick = benchmark.disabled
     count, side, rounds = (4, 16, 1) if quick else (64 if side > 100 else 512, side, ROUNDS)
     arrays = pictures(count, side)
@@ -62,7 +54,7 @@ def test_randaugment_against_timm(benchmark, one_thread, side):
     def ours():
         return randaugment.apply(batch, randaugment.draw(settings, count, side, rng))
 
-    with augmentation.global_generators_kept():
+    with one_thread(), augmentation.global_generators_kept():
         augmentation.seed_transform(0, "benchmark", "timm")
         times = benchmark.pedantic(lambda: interleaved({"timm": timm, "ours": ours}, rounds=rounds), rounds=1)
     result = result_of(

@@ -10,17 +10,7 @@ import sys
 
 from tabulate import tabulate
 
-from dcvit.baselines import (
-    DEIT_B,
-    DEIT_S,
-    DEIT_T,
-    RESNET_50,
-    SWIN_B,
-    SWIN_S,
-    SWIN_T,
-    deit_at_384,
-    swin_at_384,
-)
+from benchmarks.networks import NETWORKS
 from dcvit.budget import Budget, budget_of, saved_bytes, step_bytes
 from dcvit.cost import activation_bytes, parameters, state_bytes
 from dcvit.recipe import Recipe
@@ -32,17 +22,6 @@ from reproductions.all_tables import TABLES
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- costs: python -m benchmarks.cost_table --write -->", "<!-- end of costs -->"
 IMAGES = {"imagenet1k": IMAGENET_TRAIN, "imagenette": IMAGENETTE_TRAIN}
-NETWORKS = {
-    "DeiT-T": DEIT_T,
-    "DeiT-S": DEIT_S,
-    "DeiT-B": DEIT_B,
-    "DeiT-B-384": deit_at_384(DEIT_B),
-    "Swin-T": SWIN_T,
-    "Swin-S": SWIN_S,
-    "Swin-B": SWIN_B,
-    "Swin-B-384": swin_at_384(SWIN_B),
-    "ResNet-50": RESNET_50,
-}
 GPU_BYTES = 80e9  # of an H100
 GPUS = (1, 8, 64)
 

@@ -5,7 +5,8 @@ one looks: what counts is the ratio. A peer is the code that people use today; a
 multiplications or decoding alone would take at the speed measured in the same run.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import comb, log
 from statistics import fmean, median, quantiles
@@ -29,6 +30,10 @@ class Times:
 
     wall: tuple[float, ...]
     cpu: tuple[float, ...]
+
+    def by(self, clock: Clock) -> tuple[float, ...]:
+        """By one of them."""
+        return self.wall if clock == "wall" else self.cpu
 
 
 def interleaved(
@@ -116,29 +121,45 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     return slope / sum((a - mean_x) ** 2 for a in x)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What torch does on the CPU is done by one core."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 # --- bounds --------------------------------------------------------------------------------
 
 
 def copy_rate(device: str = "cpu", *, size: int = 1 << 27, rounds: int = 5) -> float:
     """Bytes a second, read and written counted both, of a copy into memory that is there already: the byte bound's
-    denominator. One thread if torch has one."""
+    denominator. By a core where the device is a CPU."""
     import torch
 
-    source = torch.ones(size // 4, device=device)
-    target = torch.empty_like(source).copy_(source)
-    return 2 * size / _quickest(lambda: target.copy_(source), rounds, device)
+    with one_thread():
+        source = torch.ones(size // 4, device=device)
+        target = torch.empty_like(source).copy_(source)
+        return 2 * size / _quickest(lambda: target.copy_(source), rounds, device)
 
 
 def gemm_rate(
     device: str = "cpu", *, dtype: str = "float32", side: int | None = None, rounds: int = 5
 ) -> float:
-    """Floating-point operations a second of a product of two square matrices: the flop bound's denominator."""
+    """Floating-point operations a second of a product of two square matrices: the flop bound's denominator. By a core
+    where the device is a CPU."""
     import torch
 
     side = side or (1024 if device == "cpu" else 8192)  # until a larger one gains nothing
-    left, right = (torch.ones(side, side, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
-    out = left @ right
-    return 2 * side**3 / _quickest(lambda: torch.mm(left, right, out=out), rounds, device)
+    with one_thread():
+        left, right = (torch.ones(side, side, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+        out = left @ right
+        return 2 * side**3 / _quickest(lambda: torch.mm(left, right, out=out), rounds, device)
 
 
 def multiplying(recipe: Recipe, rate: float) -> float:
@@ -205,10 +226,7 @@ def result_of(
 
     `bound` is in seconds of one unit.
     """
-    theirs, mine = (
-        [max(taken, TICK) / per for taken in (times[side].wall if clock == "wall" else times[side].cpu)]
-        for side in (peer, ours)
-    )
+    theirs, mine = ([max(taken, TICK) / per for taken in times[side].by(clock)] for side in (peer, ours))
     lower, _, upper = spread([a / b for a, b in zip(theirs, mine, strict=True)])
     return Result(
         what=what,
@@ -253,8 +271,9 @@ def growth_of(
     clock: Clock = "wall",
 ) -> Growth:
     """By the medians of the rounds at each size; `per` units were done in a call."""
-    taken = [median(each.wall if clock == "wall" else each.cpu) for each in times]
-    seconds = tuple(max(one, TICK) / number for one, number in zip(taken, per, strict=True))
+    seconds = tuple(
+        max(median(each.by(clock)), TICK) / number for each, number in zip(times, per, strict=True)
+    )
     return Growth(
         what=what,
         unit=unit,

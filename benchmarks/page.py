@@ -9,7 +9,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from benchmarks.h100 import NETWORKS
+from benchmarks.networks import H100, NETWORKS
 from benchmarks.result_files import RESULTS, newest
 from dcvit.recipe import as_data
 
@@ -123,7 +123,8 @@ def _gpu_table(files: Sequence[Mapping[str, Any]]) -> str:
         if row.get("runs_per_gpu", 1) == 1
     ]
     lines = []
-    for name, (recipe, goal, ceiling) in NETWORKS.items():
+    for name, recipe in NETWORKS.items():
+        wanted = H100.get(name)
         rates: dict[str, float] = {}
         for row in rows:
             if (row["backbone"], row["resolution"]) == (as_data(recipe.backbone), recipe.resolution):
@@ -134,9 +135,8 @@ def _gpu_table(files: Sequence[Mapping[str, Any]]) -> str:
             [
                 name,
                 *(_rate(rates.get(kind)) for kind in ("none", "device", "pil")),
-                "-" if goal is None else f"{goal:,}",
-                "-" if ceiling is None else f"{ceiling:,}",
-                "-" if best is None or ceiling is None else f"{100 * best / ceiling:.0f} %",
+                *(["-", "-"] if wanted is None else [f"{rate:,}" for rate in wanted]),
+                "-" if best is None or wanted is None else f"{100 * best / wanted.ceiling:.0f} %",
             ]
         )
     head = ["img/s", "resident", "JPEGs, augmented there", "JPEGs, by PIL", "goal", "ceiling", "of it"]

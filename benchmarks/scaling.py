@@ -25,7 +25,8 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.cost_table import IMAGES, NETWORKS, hours
+from benchmarks.cost_table import IMAGES, hours
+from benchmarks.networks import NETWORKS
 from dcvit.baselines import DEIT_T
 from dcvit.cost import CORE_DECODES_DEVICE, GPU_FLOPS, multiply_adds, parameters
 from dcvit.recipe import Recipe

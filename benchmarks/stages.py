@@ -68,13 +68,8 @@ def stages(
 ) -> list[Stage]:
     """All stages in order; `benchmarks` are the names of files without bench_ and .py, `code` names the code."""
     python, results = sys.executable, out / "results" / code
-    pytest = (
-        python,
-        "-m",
-        "pytest",
-        "-W",
-        "default",
-    )  # a newer or older library's warning is no failure here
+    # a newer or older library's warning is no failure here
+    pytest = (python, "-m", "pytest", "-W", "default")
     tests = () if has_hypothesis else ("--noconftest",)
     found = [
         Stage(

@@ -8,9 +8,9 @@ import subprocess
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
+import torch
 
 from benchmarks import measuring
-from benchmarks.h100 import NETWORKS
 from benchmarks.measuring import (
     Times,
     exponent,
@@ -21,6 +21,7 @@ from benchmarks.measuring import (
     paired,
     result_of,
 )
+from benchmarks.networks import NETWORKS
 from benchmarks.page import BEGIN, END, PAGE, replaced, section
 from benchmarks.result_files import RESULTS, as_file, file_name, merged, newest, write_results
 from dcvit.baselines import DEIT_B, DEIT_S, SWIN_T
@@ -156,6 +157,18 @@ def test_bounds_count_bytes_both_ways_and_two_operations_a_multiply_add(monkeypa
     monkeypatch.setattr(measuring, "_quickest", lambda call, rounds, device: (call(), 0.5)[1])
     assert measuring.copy_rate(size=1 << 20) == 4 * 2**20
     assert measuring.gemm_rate(side=64) == 4 * 64**3
+
+
+def test_bounds_are_of_one_core_however_many_threads_torch_has(monkeypatch):
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(measuring, "_quickest", lambda *_: seen.append(torch.get_num_threads()) or 1.0)
+    torch.set_num_threads(2)
+    try:
+        measuring.copy_rate(size=1 << 10)
+        measuring.gemm_rate(side=4)
+        assert (seen, torch.get_num_threads()) == ([1, 1], 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 # --- files ---------------------------------------------------------------------------------

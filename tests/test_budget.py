@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from benchmarks import cost_table
-from benchmarks.cost_table import IMAGES, NETWORKS, README, replaced, section, size
+from benchmarks.cost_table import IMAGES, README, replaced, section, size
+from benchmarks.networks import NETWORKS
 from dcvit.baselines import (
     DEIT_B,
     DEIT_S,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-from benchmarks.cost_table import NETWORKS
+from benchmarks.networks import NETWORKS
 from benchmarks.scaling import (
     H100S,
     PAGE,
