@@ -19,7 +19,17 @@ from PIL import Image
 import pytest
 import torch
 
-from benchmarks.measuring import Times, gemm_rate, interleaved, multiplying, one_thread, result_of, waiter
+from benchmarks.measuring import (
+    Times,
+    gemm_rate,
+    in_turn,
+    interleaved,
+    multiplying,
+    one_thread,
+    result_of,
+    times_of,
+    waiter,
+)
 from benchmarks.networks import NETWORKS
 from benchmarks.peers import folder, peer_loader, peer_of
 from dcvit import augmentation, datasets, feeding, sources
@@ -148,15 +158,11 @@ def compared(
     """Seconds of `steps` updates of each side, in interleaved rounds."""
     sides = {name: side_of(name, recipe, root, steps=steps, workers=workers, device=device) for name in names}
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name in list(sides) if number % 2 == 0 else reversed(sides):
-            found = sides[name]()
-            if number or rounds == 1:
-                taken[name].append(found)
-    return {
-        name: Times(wall=tuple(wall for wall, _ in both), cpu=tuple(cpu for _, cpu in both))
-        for name, both in taken.items()
-    }
+    for number, name in in_turn(sides, rounds + 1):
+        found = sides[name]()
+        if number or rounds == 1:
+            taken[name].append(found)
+    return {name: times_of(both) for name, both in taken.items()}
 
 
 def decoding(root) -> float:

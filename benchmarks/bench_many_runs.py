@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from benchmarks.bench_overhead import stepper
-from benchmarks.measuring import Times, gemm_rate, multiplying, one_thread, result_of, waiter
+from benchmarks.measuring import Times, gemm_rate, in_turn, multiplying, one_thread, result_of, waiter
 from dcvit.baselines import DEIT_T
 from dcvit.batch import mixed_batch
 from dcvit.devices import autocast, best_precision, prepare
@@ -146,9 +146,8 @@ def test_side_by_side(benchmark, count):
 
     def measured() -> dict[str, list[float]]:
         rates: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(rounds):
-            for name, way in ways.items():
-                rates[name].append(way(count, device=device, steps=steps))
+        for _, name in in_turn(ways, rounds):
+            rates[name].append(ways[name](count, device=device, steps=steps))
         return rates
 
     with one_thread():

@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.measuring import Result, Times, gemm_rate, multiplying, one_thread, result_of
+from benchmarks.measuring import Result, gemm_rate, in_turn, multiplying, one_thread, result_of, times_of
 from benchmarks.networks import H100, NETWORKS
 from benchmarks.peers import Decoded, peer_batches, peer_loader, peer_of
 from dcvit import sources
@@ -176,16 +176,12 @@ def test_our_loop_against_timms_on_this_cpu(benchmark, name):
     ):
         runs = {"ours": ours, PEER: usual, BEST_PEER: best}
         found = {kind: [] for kind in runs}
-        for number in range(rounds + 1):
-            for kind in list(runs) if number % 2 == 0 else reversed(runs):
-                said = runs[kind](updates)
-                if number:
-                    found[kind].append(said)
+        for number, kind in in_turn(runs, rounds + 1):
+            said = runs[kind](updates)
+            if number:
+                found[kind].append(said)
         benchmark.pedantic(ours, args=(updates,), rounds=1 if quick else 3)
-    times = {
-        kind: Times(wall=tuple(1 / speed for speed, _ in each), cpu=tuple(cpu for _, cpu in each))
-        for kind, each in found.items()
-    }
+    times = {kind: times_of((1 / speed, cpu) for speed, cpu in each) for kind, each in found.items()}
     bound = multiplying(recipe, cores * gemm_rate(dtype=best_precision(CPU)))
 
     def result(peer: str) -> Result:

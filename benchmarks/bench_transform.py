@@ -17,12 +17,11 @@ from pathlib import Path
 from statistics import median
 import subprocess
 import sys
-from time import process_time
 from typing import Any
 
 import pytest
 
-from benchmarks.measuring import Times, result_of
+from benchmarks.measuring import Times, interleaved, result_of
 
 ROOT = Path(__file__).parent.parent
 SIZES = {  # images, pixels a side, pixels a patch
@@ -44,7 +43,7 @@ def tune_allocator() -> None:
 
 
 def seconds(size: tuple[int, int, int], fill: str, *, rounds: int, compiled: bool | None) -> dict[str, Any]:
-    """Processor seconds of each round for timm, ours and a copy, in turns after one that does not count."""
+    """Processor seconds of each round for timm, ours and a copy, in turn."""
     from timm.data.mixup import Mixup
     from timm.data.random_erasing import RandomErasing as TimmErasing
     import torch
@@ -95,13 +94,7 @@ def seconds(size: tuple[int, int, int], fill: str, *, rounds: int, compiled: boo
         "ours": ours,
         "copy": lambda: target.copy_(source),
     }
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 2):
-        for name, call in calls.items():
-            begin = process_time()
-            call()
-            if number >= 2:
-                taken[name].append(process_time() - begin)
+    taken = {name: times.cpu for name, times in interleaved(calls, rounds=rounds, warmup=2).items()}
     read_and_written = pixels.nbytes + source.nbytes
     bound = median(taken["copy"]) * read_and_written / (2 * source.nbytes)
     return {**taken, "bound": bound, "compiled": workspace.fused is not None}

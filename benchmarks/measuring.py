@@ -5,7 +5,7 @@ one looks: what counts is the ratio. A peer is the code that people use today; a
 multiplications or decoding alone would take at the speed measured in the same run.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import comb, log
@@ -36,6 +36,18 @@ class Times:
         return self.wall if clock == "wall" else self.cpu
 
 
+def in_turn(names: Iterable[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """Numbers of rounds, from 0, and names. Every other round takes them in reverse, so that none always comes after
+    the same one.
+
+    >>> list(in_turn("ab", 2))
+    [(0, 'a'), (0, 'b'), (1, 'b'), (1, 'a')]
+    """
+    there = list(names)
+    for number in range(rounds):
+        yield from ((number, name) for name in (there if number % 2 == 0 else reversed(there)))
+
+
 def interleaved(
     calls: Mapping[str, Call],
     *,
@@ -44,25 +56,26 @@ def interleaved(
     wait: Call = lambda: None,
     clocks: tuple[Callable[[], float], Callable[[], float]] = (perf_counter, process_time),
 ) -> dict[str, Times]:
-    """Seconds of every call in every round, after `warmup` rounds that do not count.
+    """Seconds of every call in every round, in turn, after `warmup` rounds that do not count.
 
-    Every other round takes them in reverse, so that none always comes after the same one. `wait` is called before
-    a clock is read: on a GPU torch.cuda.synchronize.
+    `wait` is called before a clock is read: on a GPU torch.cuda.synchronize.
     """
     wall, cpu = clocks
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    for number in range(warmup + rounds):
-        for name in list(calls) if number % 2 == 0 else reversed(calls):
-            wait()
-            begun = wall(), cpu()
-            calls[name]()
-            wait()
-            if number >= warmup:
-                taken[name].append((wall() - begun[0], cpu() - begun[1]))
-    return {
-        name: Times(wall=tuple(one for one, _ in both), cpu=tuple(other for _, other in both))
-        for name, both in taken.items()
-    }
+    for number, name in in_turn(calls, warmup + rounds):
+        wait()
+        begun = wall(), cpu()
+        calls[name]()
+        wait()
+        if number >= warmup:
+            taken[name].append((wall() - begun[0], cpu() - begun[1]))
+    return {name: times_of(both) for name, both in taken.items()}
+
+
+def times_of(rounds: Iterable[tuple[float, float]]) -> Times:
+    """Of seconds by the clock on the wall and of the processor, a round each."""
+    both = list(rounds)
+    return Times(wall=tuple(wall for wall, _ in both), cpu=tuple(cpu for _, cpu in both))
 
 
 @dataclass(frozen=True, kw_only=True)
