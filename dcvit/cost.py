@@ -1,6 +1,7 @@
 """What a run will cost, by arithmetic and by what others took. Estimates, and printed as such. No torch."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
@@ -195,25 +196,46 @@ class Took(NamedTuple):
 
 
 Base = Callable[[Recipe, int, Augmenting], float]  # of a recipe, number of images and augmentation
+Size = tuple[Backbone, int, int, int, int, Augmenting]  # runs of one size are alike
 
 
-def calibrated_seconds(
-    recipe: Recipe, finished: Iterable[Took], *, images: int, gpu: bool, augmentation: Augmenting, base: Base
-) -> float:
-    """Wall time of a run, by the finished ones on the same kind of device; a better estimate the more there are.
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What finished runs on one kind of device say of others; the more there are, the better."""
 
-    Where runs are alike (backbone, resolution, epochs, batch, augmentation, number of images), the median of
-    what those took. Else what `base` says, such as `estimated_seconds`, times the median ratio of what runs took to
-    what it says of them; without any, that alone.
+    base: Base  # such as `estimated_seconds`
+    runs: int = 0  # that it stands on
+    alike: Mapping[Size, float] = field(
+        default_factory=dict
+    )  # median of the seconds that runs of a size took
+    factor: float = 1.0  # median ratio of what runs took to what `base` says of them
+
+    def seconds(self, recipe: Recipe, images: int, augmentation: Augmenting) -> float:
+        """Wall time of a run: what those took that are alike, in seconds, else what `base` says times the factor.
+
+        Alike are runs of the same backbone, resolution, epochs, batch, number of images and augmentation.
+        """
+        known = self.alike.get(_size(recipe, images, augmentation))
+        return self.base(recipe, images, augmentation) * self.factor if known is None else known
+
+
+def calibrate(finished: Iterable[Took], base: Base, *, gpu: bool) -> Calibration:
+    """What the finished runs on GPUs, or those on CPUs, say of others; without any, that is `base` alone.
+
+    All are looked at once, here, and not again for each run of a plan, which may have a thousand.
     """
     here = [took for took in finished if took.gpu == gpu]
-    size = (*_size(recipe, images), augmentation)
-    alike = [took.seconds for took in here if (*_size(took.recipe, took.images), took.augmentation) == size]
-    if alike:
-        return median(alike)
+    times: dict[Size, list[float]] = {}
+    for took in here:
+        times.setdefault(_size(took.recipe, took.images, took.augmentation), []).append(took.seconds)
     ratios = [took.seconds / base(took.recipe, took.images, took.augmentation) for took in here]
-    return base(recipe, images, augmentation) * median(ratios or [1.0])
+    return Calibration(
+        base=base,
+        runs=len(here),
+        alike={size: median(seconds) for size, seconds in times.items()},
+        factor=median(ratios or [1.0]),
+    )
 
 
-def _size(recipe: Recipe, images: int) -> tuple[Backbone, int, int, int, int]:
-    return recipe.backbone, recipe.resolution, recipe.epochs, recipe.batch, images
+def _size(recipe: Recipe, images: int, augmentation: Augmenting) -> Size:
+    return recipe.backbone, recipe.resolution, recipe.epochs, recipe.batch, images, augmentation

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dcvit.cost import calibrated_seconds, estimated_seconds, loading_seconds
+from dcvit.cost import Calibration, calibrate, estimated_seconds, loading_seconds
 from dcvit.feed import Augmenting
 from dcvit.host import cores, processor
 from dcvit.ledger import Record
@@ -100,18 +100,15 @@ class Guess:
     date: str | None = None  # of the measurement
 
 
-def guess(run: Run, records: Mapping[Run, Record], machine: Machine, *, images: int) -> Guess:
-    """The time of a whole run on so many training images; `records` of finished ones correct what else is known."""
-    finished = [one for one in took(records) if one.gpu == machine.gpu]
-    seconds = calibrated_seconds(
-        run.recipe,
-        finished,
-        images=images,
-        gpu=machine.gpu,
-        augmentation=machine.augmentation,
-        base=machine.seconds,
-    )
-    if finished:  # which may have shared their GPU or not
+def calibration_of(records: Mapping[Run, Record], machine: Machine) -> Calibration:
+    """What the records of finished runs say of others on such a machine."""
+    return calibrate(took(records), machine.seconds, gpu=machine.gpu)
+
+
+def guess(run: Run, finished: Calibration, machine: Machine, *, images: int) -> Guess:
+    """The time of a whole run on so many training images; what finished runs say corrects what else is known."""
+    seconds = finished.seconds(run.recipe, images, machine.augmentation)
+    if finished.runs:  # which may have shared their GPU or not
         return Guess(seconds=seconds, sharing=1, by="finished runs")
     found = machine.rate(run.recipe, machine.augmentation)
     if found is None:

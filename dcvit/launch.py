@@ -38,7 +38,7 @@ def make_all(
     *,
     jobs: int,
     watcher: Watcher,
-    estimate: Estimate = lambda run, made: 0.0,
+    estimate: Estimate = lambda made: lambda run: 0.0,
     stopped: Callable[[], str] = str,
     gpus: Sequence[int] = (),
 ) -> dict[Run, Outcome]:
@@ -50,9 +50,9 @@ def make_all(
     A run starts after the one whose weights it needs; if that one has no record, it is not
     started. After a problem of the machine (a full disk) nothing new is started.
 
-    Where there is a deadline, a run starts only if it would end before it: by `estimate`, which
-    gives the seconds of a whole run, or, for a paused run, at the pace it had. A paused run of
-    which more is left than a whole call has time for goes on all the same, else it never ended.
+    Where there is a deadline, a run starts only if it would end before it: by `estimate`, which is
+    told what has been made and gives the seconds of a whole run, or, for a paused run, at the pace it had. A paused
+    run of which more is left than a whole call has time for goes on all the same, else it never ended.
     """
     asked, waiting = set(runs), sorted(runs, key=_longest_first)
     elsewhere: set[Run] = set()  # other processes are at them
@@ -72,15 +72,20 @@ def make_all(
         )
         return Outcome(problem=f"not started: {why}", kind="postponed" if later else "failed")
 
-    def seconds_to_end(run: Run) -> float:
-        made = {done: outcome.record for done, outcome in outcomes.items() if outcome.record is not None}
-        course = course_of(run, place)
-        return CAUTION * (estimate(run, made) if course is None else course.seconds_left)
+    def estimated() -> Callable[[Run], float]:
+        if place.deadline is None:
+            return lambda run: 0.0  # nobody asks
+        made = {run: outcome.record for run, outcome in outcomes.items() if outcome.record is not None}
+        return estimate(made)
 
-    def in_time(run: Run) -> bool:
+    def seconds_to_end(run: Run, whole: Callable[[Run], float]) -> float:
+        course = course_of(run, place)
+        return CAUTION * (whole(run) if course is None else course.seconds_left)
+
+    def in_time(run: Run, whole: Callable[[Run], float]) -> bool:
         if place.deadline is None:
             return True
-        seconds = seconds_to_end(run)
+        seconds = seconds_to_end(run, whole)
         if called + seconds > place.deadline and course_of(run, place) is not None:
             seconds = 0.0  # no call like this one would ever end it
         return time() + seconds <= place.deadline
@@ -99,7 +104,7 @@ def make_all(
             for run in waiting
             if run not in elsewhere and (run.before not in asked or run.before in outcomes)
         )
-        if run := next(filter(in_time, ready), None):
+        if run := next(filter(partial(in_time, whole=estimated()), ready), None):
             waiting.remove(run)
         return run
 
@@ -118,13 +123,13 @@ def make_all(
             waiting.remove(run)
             end(run, Outcome(record=record))
 
-    def no_time(run: Run) -> Outcome:
+    def no_time(run: Run, whole: Callable[[Run], float]) -> Outcome:
         if why := stopped():
             return Outcome(problem=f"not started: {why}", kind="stopped")
         if run in elsewhere:
             return Outcome(problem="not finished here: another process is at it", kind="stopped")
         assert place.deadline is not None
-        left, needed = max(place.deadline - time(), 0.0), seconds_to_end(run)
+        left, needed = max(place.deadline - time(), 0.0), seconds_to_end(run, whole)
         why = f"it would take about {needed / 60:.1f} minutes, {left / 60:.1f} are left"
         return Outcome(problem=f"not started: {why}", kind="postponed")
 
@@ -151,9 +156,10 @@ def make_all(
         if nothing_to_wait_for():
             break
         sleep(POLL)
+    whole = estimated()
     while run := next((run for run in waiting if run.before not in waiting), None):
         waiting.remove(run)
-        end(run, why_never(run) or no_time(run))
+        end(run, why_never(run) or no_time(run, whole))
     return outcomes
 
 

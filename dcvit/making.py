@@ -1,6 +1,6 @@
 """Makes what a table lacks: trains its runs and probes their patches, and says how it goes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 import sys
@@ -8,10 +8,11 @@ from time import time
 
 from dcvit import patch_probe
 from dcvit.baselines import batch_warnings
-from dcvit.estimating import guess, machine
+from dcvit.estimating import calibration_of, guess, machine
 from dcvit.host import cores
 from dcvit.launch import make_all
 from dcvit.ledger import Record, UnusableRecord
+from dcvit.planning import image_count
 from dcvit.recipe import Recipe
 from dcvit.runs import Outcome, Place, Run, check_images, check_together
 from dcvit.schedules import updates_per_epoch
@@ -70,9 +71,9 @@ def make(
         runs_per_gpu=place.runs_per_gpu,
     )
 
-    def seconds(run: Run, made: Mapping[Run, Record]) -> float:
-        images = run.recipe.train_images or source.count("train")
-        return guess(run, records | dict(made), here, images=images).seconds
+    def estimate(made: Mapping[Run, Record]) -> Callable[[Run], float]:
+        known = calibration_of(records | dict(made), here)
+        return lambda run: guess(run, known, here, images=image_count(run.recipe, source)).seconds
 
     with Display({run: names[run] for run in runs}) as display, listening() as stopped:
         return make_all(
@@ -80,7 +81,7 @@ def make(
             place,
             jobs=side_by_side,
             watcher=display.watcher,
-            estimate=seconds,
+            estimate=estimate,
             stopped=stopped,
             gpus=gpus,
         )

@@ -11,7 +11,7 @@ from dcvit import published, sources
 from dcvit.claims import state_of
 from dcvit.ending import complain, exit_code, guarded
 from dcvit.errors import NOT_REPRODUCED, OK, DataError, unwritable
-from dcvit.estimating import guess, machine
+from dcvit.estimating import calibration_of, guess, machine
 from dcvit.facts import as_json
 from dcvit.files import write_text
 from dcvit.gather import patch_probes
@@ -23,7 +23,7 @@ from dcvit.options import cluster_problem, feed_of, table_parser
 from dcvit.pages import render, summary
 from dcvit.pausing import forget
 from dcvit.planning import Plan, image_count, plan_as_json, print_plan, run_names
-from dcvit.runs import Outcome, Place, Run, all_runs, finished, took
+from dcvit.runs import Outcome, Place, Run, all_runs, finished
 from dcvit.scores import Score
 from dcvit.setting import DEFAULT_SEEDS, Setting, of_source
 from dcvit.sources import Source, SplitName
@@ -91,7 +91,8 @@ def _reproduce(tables: Sequence[Table], arguments: argparse.Namespace) -> int:
             augmentation=place.feed.augmentation,
             runs_per_gpu=place.runs_per_gpu,
         )
-        guesses = {run: guess(run, records, planned, images=image_count(run.recipe, source)) for run in runs}
+        known = calibration_of(records, planned)
+        guesses = {run: guess(run, known, planned, images=image_count(run.recipe, source)) for run in runs}
         stands = standings(out, [place.folder_of(run) for run in runs])
         plan = Plan(
             tables=tables,
@@ -100,7 +101,7 @@ def _reproduce(tables: Sequence[Table], arguments: argparse.Namespace) -> int:
             names=names,
             guesses=guesses,
             machine=planned,
-            measured_by=sum(one.gpu == gpu for one in took(records)),
+            measured_by=known.runs,
             standings={run: stands[place.folder_of(run)] for run in runs},
             unusable=unusable,
         )

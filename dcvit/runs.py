@@ -79,7 +79,8 @@ class Watcher:
     waits: Callable[[Run, Outcome], None] = lambda run, outcome: None  # for another process that trains it
 
 
-Estimate = Callable[[Run, Mapping[Run, ledger.Record]], float]  # by the runs that this call has finished
+# Told the runs that this call has finished, a function that gives the seconds of a whole one.
+Estimate = Callable[[Mapping[Run, ledger.Record]], Callable[[Run], float]]
 
 
 def all_runs(recipes: Iterable[Recipe], seeds: Sequence[int]) -> list[Run]:

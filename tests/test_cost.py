@@ -12,7 +12,7 @@ from dcvit.cost import (
     CORE_DECODES_DEVICE,
     GPU_FLOPS,
     Took,
-    calibrated_seconds,
+    calibrate,
     estimated_seconds,
     loading_seconds,
     multiply_adds,
@@ -37,7 +37,7 @@ def calibrated(recipe, finished, *, images=1000, gpu=False, augmentation="pil"):
     def base(recipe, images, augmentation):
         return estimated_seconds(recipe, images=images, gpu=gpu, cores=2, augmentation=augmentation)
 
-    return calibrated_seconds(recipe, finished, images=images, gpu=gpu, augmentation=augmentation, base=base)
+    return calibrate(finished, base, gpu=gpu).seconds(recipe, images, augmentation)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,20 @@ def test_where_arithmetic_is_wrong_by_one_factor_the_factor_is_found(recipe, oth
 def test_the_order_of_the_finished_runs_does_not_matter(recipe, finished, random):
     shuffled = random.sample(finished, len(finished))
     assert calibrated(recipe, finished) == calibrated(recipe, shuffled)
+
+
+def test_finished_runs_are_looked_at_once_however_many_others_are_asked_for():
+    """Else a plan of a thousand runs in a full ledger takes half a minute."""
+    asked = []
+
+    def base(recipe, images, augmentation):
+        asked.append(recipe)
+        return 1.0
+
+    known = calibrate([made(smoke(DEIT_B), 2.0)] * 7, base, gpu=False)
+    assert len(asked) == 7
+    assert {known.seconds(smoke(DEIT_T), 1000, "pil") for _ in range(5)} == {2.0}
+    assert len(asked) == 7 + 5
 
 
 @given(recipes, st.lists(st.builds(made, recipes, seconds, gpu=st.just(True)), max_size=4))

@@ -213,7 +213,7 @@ class Clock:
         return self.ends.get(run, Outcome(record=object()))
 
     def make(self, runs, estimate=None):
-        estimate = estimate or (lambda run, made: self.lasts[run])
+        estimate = estimate or (lambda made: lambda run: self.lasts[run])
         return make_all(runs, self.place, jobs=1, watcher=Watcher(), estimate=estimate)
 
 
@@ -261,7 +261,7 @@ def test_without_a_deadline_no_estimate_is_asked_for(place, monkeypatch):
     runs = all_runs([A, B], (0,))
     clock = Clock(monkeypatch, place, dict.fromkeys(runs, 1e9))
 
-    def never(run, made):
+    def never(made):
         raise AssertionError
 
     assert [outcome.kind for outcome in clock.make(runs, never).values()] == ["", ""]
@@ -272,7 +272,7 @@ def test_estimates_hear_of_the_runs_that_were_finished_meanwhile(place, monkeypa
     runs = [Run(replace(A, epochs=epochs), 0) for epochs in (9, 8, 7)]
     clock = Clock(monkeypatch, until(place, 100.0), dict.fromkeys(runs, 5.0))
     outcomes = clock.make(
-        runs, lambda run, made: 5.0 if made else {9: 500.0, 8: 80.0, 7: 500.0}[run.recipe.epochs]
+        runs, lambda made: lambda run: 5.0 if made else {9: 500.0, 8: 80.0, 7: 500.0}[run.recipe.epochs]
     )
     assert clock.started == [runs[1], runs[0], runs[2]]
     assert {outcome.kind for outcome in outcomes.values()} == {""}
@@ -326,7 +326,7 @@ def test_of_a_paused_run_the_rest_must_fit(deadline, starts, place, monkeypatch)
     paused, before = Run(A, 0), Run(replace(A, epochs=99), 0)
     save_course(place, paused, update=70, updates=100, seconds=14.0)
     clock = Clock(monkeypatch, until(place, 50.0 + deadline), {before: 50.0, paused: 6.0})
-    outcomes = clock.make([paused, before], lambda run, made: 0.0 if run == before else 1e9)
+    outcomes = clock.make([paused, before], lambda made: lambda run: 0.0 if run == before else 1e9)
     assert clock.started == [before, paused][: 1 + starts]
     assert outcomes[paused].kind == ("" if starts else "postponed")
 
@@ -370,7 +370,7 @@ def test_every_run_is_made_exactly_if_its_estimate_fits_when_its_turn_comes(last
     with pytest.MonkeyPatch.context() as patch:
         place = Place(source, source.root / "out", "cpu", 0, float(deadline))
         clock = Clock(patch, place, took)
-        outcomes = clock.make(runs, lambda run, made: guess[run])
+        outcomes = clock.make(runs, lambda made: lambda run: guess[run])
     assert outcomes.keys() == set(runs)
     assert {run for run in runs if outcomes[run].record} == set(clock.started)
     begun = 0
@@ -480,7 +480,7 @@ def test_a_deadline_holds_side_by_side_too(place, pretending):
         until(place, time.time() + 60),
         jobs=2,
         watcher=Watcher(),
-        estimate=lambda run, made: 1.0 if run == Run(B, 0) else 100.0,
+        estimate=lambda made: lambda run: 1.0 if run == Run(B, 0) else 100.0,
     )
     assert [outcomes[run].kind for run in runs] == ["postponed", "", "postponed"]
 

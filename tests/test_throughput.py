@@ -11,7 +11,7 @@ from dcvit import estimating, throughput
 from dcvit.baselines import DEIT_B, DEIT_S, DEIT_T, SWIN_T
 from dcvit.cost import estimated_seconds
 from dcvit.errors import OK
-from dcvit.estimating import Guess, Machine, guess, machine, source_of
+from dcvit.estimating import Guess, Machine, calibration_of, guess, machine, source_of
 from dcvit.host import processor
 from dcvit.recipe import as_data
 from dcvit.reproducing import reproduce
@@ -251,7 +251,7 @@ def test_several_runs_on_a_gpu_count_only_where_that_was_measured():
     assert found.seconds(DEIT_T, 1000) == pytest.approx(4 * samples / 30_000)
     assert found.rate(DEIT_S, "device") == (Rate(7000.0, "2026-11-24"), 1)
     assert found.seconds(DEIT_S, 1000) == pytest.approx(samples / 7000)
-    sharing = guess(Run(DEIT_T, 0), {}, found, images=1000)
+    sharing = guess(Run(DEIT_T, 0), calibration_of({}, found), found, images=1000)
     assert (sharing.by, sharing.sharing) == ("measured", 4)
     # the time of the GPU for all four is that of one after the other at the rate of all
     assert sharing.seconds / sharing.sharing == pytest.approx(samples / 30_000)
@@ -268,7 +268,7 @@ class FakeRecord:
 
 def test_without_anything_it_is_arithmetic():
     bare = Machine(gpu=True, cores=16, augmentation="device")
-    found = guess(Run(DEIT_S, 0), {}, bare, images=1000)
+    found = guess(Run(DEIT_S, 0), calibration_of({}, bare), bare, images=1000)
     assert found == Guess(
         seconds=estimated_seconds(DEIT_S, images=1000, gpu=True, cores=16), sharing=1, by="arithmetic"
     )
@@ -277,7 +277,7 @@ def test_without_anything_it_is_arithmetic():
 def test_finished_runs_come_first():
     found = measured_machine(deit_s=7000.0)
     records = {Run(DEIT_S, 1): FakeRecord(50.0), Run(DEIT_S, 2): FakeRecord(60.0)}
-    assert guess(Run(DEIT_S, 0), records, found, images=1000) == Guess(
+    assert guess(Run(DEIT_S, 0), calibration_of(records, found), found, images=1000) == Guess(
         seconds=55.0, sharing=1, by="finished runs"
     )
 
@@ -286,14 +286,14 @@ def test_finished_runs_correct_measurements_of_other_networks():
     """They took twice what was measured, for tests and the like: so will others."""
     found = measured_machine(deit_s=7000.0, deit_b=2500.0)
     records = {Run(DEIT_S, 0): FakeRecord(2 * found.seconds(DEIT_S, 1000))}
-    told = guess(Run(DEIT_B, 0), records, found, images=1000)
+    told = guess(Run(DEIT_B, 0), calibration_of(records, found), found, images=1000)
     assert told.seconds == pytest.approx(2 * DEIT_B.epochs * 1000 / 2500)
 
 
 def test_finished_runs_on_another_kind_of_device_do_not_count():
     found = measured_machine(deit_s=7000.0)
     records = {Run(DEIT_S, 1): FakeRecord(50.0, device="cpu")}
-    assert guess(Run(DEIT_S, 0), records, found, images=1000).by == "measured"
+    assert guess(Run(DEIT_S, 0), calibration_of(records, found), found, images=1000).by == "measured"
 
 
 def test_who_says_so_in_words():
