@@ -29,13 +29,10 @@ def section(files: Sequence[Mapping[str, Any]]) -> str:
 
 def _of_machine(found: Mapping[str, Any]) -> list[str]:
     about = found["machine"]
-    made = sorted(
-        {f"{str(row['commit'])[:10]}{' (changed)' if row['dirty'] else ''}" for row in found["results"]}
-    )
     versions = about.get("versions", {})
     facts = (
         f"{found['date']}, load {about.get('load', '?')} when it was written, torch {versions.get('torch')}, "
-        f"timm {versions.get('timm')}, commit {', '.join(made) or 'none'}."
+        f"timm {versions.get('timm')}."
     )
     parts = [f"### {about['device_name']}, {about['cores']} cores", facts]
     for file, rows in groupby(sorted(found["results"], key=_file), key=_file):
@@ -69,7 +66,8 @@ def _file(row: Mapping[str, Any]) -> str:
 
 def _of_file(file: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A file's ratios, how its costs grow, and all else that its benchmarks say, in this order."""
-    parts = [f"#### `{file}.py`"]
+    made = sorted({f"{str(row['commit'])[:10]}{' (changed)' if row['dirty'] else ''}" for row in rows})
+    parts = [f"#### `{file}.py`", f"Commit {', '.join(made)}."]
     if lines := [_line(result) for row in rows for result in row["extra_info"].get("results", ())]:
         head = ["what", "peer", "ours", "times as fast", "quartiles", "bound", "of the bound"]
         parts.append(markdown(head, lines))
