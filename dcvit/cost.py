@@ -1,7 +1,7 @@
 """What a run will cost, by arithmetic and by what others took. Estimates, and printed as such. No torch."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
@@ -204,11 +204,9 @@ class Calibration:
     """What finished runs on one kind of device say of others; the more there are, the better."""
 
     base: Base  # such as `estimated_seconds`
-    runs: int = 0  # that it stands on
-    alike: Mapping[Size, float] = field(
-        default_factory=dict
-    )  # median of the seconds that runs of a size took
-    factor: float = 1.0  # median ratio of what runs took to what `base` says of them
+    runs: int  # that it stands on
+    alike: Mapping[Size, float]  # median of the seconds that runs of a size took
+    factor: float  # median ratio of what runs took to what `base` says of them
 
     def seconds(self, recipe: Recipe, images: int, augmentation: Augmenting) -> float:
         """Wall time of a run: what those took that are alike, in seconds, else what `base` says times the factor.

@@ -12,6 +12,7 @@ paused: its state is saved, and the next call goes on. So it is after a signal t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -58,6 +59,7 @@ def make_all(
     elsewhere: set[Run] = set()  # other processes are at them
     outcomes: dict[Run, Outcome] = {}
     called = time()
+    deadline = inf if place.deadline is None else place.deadline
 
     def why_never(run: Run) -> Outcome | None:
         """What keeps a run from ever being started in this call, if anything."""
@@ -72,23 +74,24 @@ def make_all(
         )
         return Outcome(problem=f"not started: {why}", kind="postponed" if later else "failed")
 
-    def estimated() -> Callable[[Run], float]:
-        if place.deadline is None:
-            return lambda run: 0.0  # nobody asks
+    def to_end() -> Callable[[Run], float]:
+        """A function that gives the seconds until a run's end, by what is known now."""
+        if deadline == inf:
+            return lambda run: 0.0  # there is time for everything
         made = {run: outcome.record for run, outcome in outcomes.items() if outcome.record is not None}
-        return estimate(made)
+        whole = estimate(made)
 
-    def seconds_to_end(run: Run, whole: Callable[[Run], float]) -> float:
-        course = course_of(run, place)
-        return CAUTION * (whole(run) if course is None else course.seconds_left)
+        def seconds(run: Run) -> float:
+            course = course_of(run, place)
+            return CAUTION * (whole(run) if course is None else course.seconds_left)
 
-    def in_time(run: Run, whole: Callable[[Run], float]) -> bool:
-        if place.deadline is None:
-            return True
-        seconds = seconds_to_end(run, whole)
-        if called + seconds > place.deadline and course_of(run, place) is not None:
+        return seconds
+
+    def in_time(run: Run, left: Callable[[Run], float]) -> bool:
+        seconds = left(run)
+        if called + seconds > deadline and course_of(run, place) is not None:
             seconds = 0.0  # no call like this one would ever end it
-        return time() + seconds <= place.deadline
+        return time() + seconds <= deadline
 
     def next_run() -> Run | None:
         """The longest run that can start now; runs that never can are given their outcome first."""
@@ -99,12 +102,14 @@ def make_all(
         while never := next(((run, why) for run in waiting if (why := why_never(run))), None):
             waiting.remove(never[0])
             end(*never)
-        ready = (
+        ready = [
             run
             for run in waiting
             if run not in elsewhere and (run.before not in asked or run.before in outcomes)
-        )
-        if run := next(filter(partial(in_time, whole=estimated()), ready), None):
+        ]
+        if not ready:  # estimates of a full ledger take time, and this is asked again every second
+            return None
+        if run := next(filter(partial(in_time, left=to_end()), ready), None):
             waiting.remove(run)
         return run
 
@@ -123,14 +128,13 @@ def make_all(
             waiting.remove(run)
             end(run, Outcome(record=record))
 
-    def no_time(run: Run, whole: Callable[[Run], float]) -> Outcome:
+    def no_time(run: Run, left: Callable[[Run], float]) -> Outcome:
         if why := stopped():
             return Outcome(problem=f"not started: {why}", kind="stopped")
         if run in elsewhere:
             return Outcome(problem="not finished here: another process is at it", kind="stopped")
-        assert place.deadline is not None
-        left, needed = max(place.deadline - time(), 0.0), seconds_to_end(run, whole)
-        why = f"it would take about {needed / 60:.1f} minutes, {left / 60:.1f} are left"
+        there = max(deadline - time(), 0.0)
+        why = f"it would take about {left(run) / 60:.1f} minutes, {there / 60:.1f} are left"
         return Outcome(problem=f"not started: {why}", kind="postponed")
 
     def end(run: Run, outcome: Outcome) -> None:
@@ -143,8 +147,7 @@ def make_all(
             watcher.ended(run, outcome)
 
     def nothing_to_wait_for() -> bool:
-        late = place.deadline is not None and time() >= place.deadline
-        return not elsewhere or bool(stopped()) or late
+        return not elsewhere or bool(stopped()) or time() >= deadline
 
     while True:
         if jobs == 1:
@@ -156,10 +159,10 @@ def make_all(
         if nothing_to_wait_for():
             break
         sleep(POLL)
-    whole = estimated()
+    left = to_end()
     while run := next((run for run in waiting if run.before not in waiting), None):
         waiting.remove(run)
-        end(run, why_never(run) or no_time(run, whole))
+        end(run, why_never(run) or no_time(run, left))
     return outcomes
 
 

@@ -41,7 +41,7 @@ def make(
     device = resolve(place.device)
     check_together(place, device.type, processes=place.gpus_per_run)
     for run in runs:
-        updates_per_epoch(run.recipe.train_images or place.source.count("train"), run.recipe)
+        updates_per_epoch(image_count(run.recipe, place.source), run.recipe)
     for warning in batch_warnings(run.recipe for run in runs):
         print(f"warning: {warning}", file=sys.stderr)
     source = place.source
