@@ -206,6 +206,18 @@ def made_up(*rows, about=H100, date="2026-01-02", code=CODE):
     return as_file(rows, about, date=date, code=code)
 
 
+def test_results_of_several_commits_say_which_is_whose():
+    found = made_up(row("bench_a::test[x]"), row("bench_a::test[y]"), row("bench_b::test"))
+    found["results"][0] |= {"commit": "fedcba9876543210", "dirty": True}
+    lines = [line for line in section([found]).splitlines() if line.startswith(("#### `", "Commit"))]
+    assert lines == [
+        "#### `bench_a.py`",
+        "Commit 0123456789, fedcba9876 (changed).",
+        "#### `bench_b.py`",
+        "Commit 0123456789.",
+    ]
+
+
 def test_a_made_up_file_is_shown():
     found = made_up(
         row("bench_a::test", results=[RESULT.as_data()], times_faster_than_timm_default=4.0),

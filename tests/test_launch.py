@@ -267,6 +267,27 @@ def test_without_a_deadline_no_estimate_is_asked_for(place, monkeypatch):
     assert [outcome.kind for outcome in clock.make(runs, never).values()] == ["", ""]
 
 
+def test_while_another_process_trains_nothing_is_estimated(place, monkeypatch):
+    """Looked at every second, that would keep a core busy with a full ledger."""
+    run, asked = Run(A, 0), []
+    clock = Clock(
+        monkeypatch, until(place, 100.0), {run: 0.0}, {run: Outcome(problem="another's", kind="held")}
+    )
+
+    def wait(seconds):
+        clock.now += seconds
+
+    def estimate(made):
+        asked.append(clock.now)
+        return lambda run: 5.0
+
+    monkeypatch.setattr(launch, "state_of", lambda folder: "held")
+    monkeypatch.setattr(launch, "sleep", wait)
+    assert clock.make([run], estimate)[run].kind == "stopped"
+    assert clock.now == 100.0
+    assert asked == [0.0, 100.0]  # before it was tried, and for what is said last
+
+
 def test_estimates_hear_of_the_runs_that_were_finished_meanwhile(place, monkeypatch):
     """The first looks ten times too long; what it took shows that the others fit."""
     runs = [Run(replace(A, epochs=epochs), 0) for epochs in (9, 8, 7)]
