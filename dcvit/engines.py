@@ -11,7 +11,7 @@ from dcvit import slurm
 from dcvit.baselines import batch_warnings
 from dcvit.display import Display
 from dcvit.errors import EnvironmentProblem
-from dcvit.runs import Outcome, Place, Run, check_images
+from dcvit.runs import Outcome, Place, Run, check_images, image_count
 from dcvit.schedules import updates_per_epoch
 from dcvit.starting import How
 from dcvit.status import NEEDS_A_WORD, Standing, outcome_of, standings
@@ -43,7 +43,7 @@ def make(
     for warning in batch_warnings(run.recipe for run in runs):
         print(f"warning: {warning}", file=sys.stderr)
     for run in runs:
-        updates_per_epoch(run.recipe.train_images or place.source.count("train"), run.recipe)
+        updates_per_epoch(image_count(run.recipe, place.source), run.recipe)
     check_images(runs, place.source)  # once, and not by each job in turn
     with Display({run: names[run] for run in runs}) as display:
         if engine.executor == "ray":

@@ -12,9 +12,8 @@ from dcvit.estimating import calibration_of, guess, machine
 from dcvit.host import cores
 from dcvit.launch import make_all
 from dcvit.ledger import Record, UnusableRecord
-from dcvit.planning import image_count
 from dcvit.recipe import Recipe
-from dcvit.runs import Outcome, Place, Run, check_images, check_together
+from dcvit.runs import Outcome, Place, Run, check_images, check_together, image_count
 from dcvit.schedules import updates_per_epoch
 from dcvit.stopping import listening
 from dcvit.tables import Cell

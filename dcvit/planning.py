@@ -10,17 +10,9 @@ from dcvit.facts import as_json
 from dcvit.recipe import Recipe
 from dcvit.runs import Run
 from dcvit.setting import Setting
-from dcvit.sources import DIGITS_TRAIN, IMAGENET_TRAIN, IMAGENETTE_TRAIN, Source
 from dcvit.status import Standing
 from dcvit.tables import Results, Table
 from dcvit.wording import duration
-
-IMAGES = {"imagenet1k": IMAGENET_TRAIN, "imagenette": IMAGENETTE_TRAIN, "digits": DIGITS_TRAIN}  # of training
-
-
-def image_count(recipe: Recipe, source: Source | None) -> int:
-    """On how many images a recipe trains; of those that its scale is about where there are none yet."""
-    return recipe.train_images or (source.count("train") if source else IMAGES[recipe.images])
 
 
 def run_names(tables: Iterable[Table], twins: Mapping[Recipe, Recipe], runs: Sequence[Run]) -> dict[Run, str]:

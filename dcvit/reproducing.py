@@ -22,8 +22,8 @@ from dcvit.making import make, probe_patches, say
 from dcvit.options import cluster_problem, feed_of, table_parser
 from dcvit.pages import render, summary
 from dcvit.pausing import forget
-from dcvit.planning import Plan, image_count, plan_as_json, print_plan, run_names
-from dcvit.runs import Outcome, Place, Run, all_runs, finished
+from dcvit.planning import Plan, plan_as_json, print_plan, run_names
+from dcvit.runs import Outcome, Place, Run, all_runs, finished, image_count
 from dcvit.scores import Score
 from dcvit.setting import DEFAULT_SEEDS, Setting, of_source
 from dcvit.sources import Source, SplitName

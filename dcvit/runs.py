@@ -10,10 +10,19 @@ from dcvit import ledger, pausing
 from dcvit.cost import Took
 from dcvit.feed import Compiling, Feed, sharing_problem
 from dcvit.recipe import Recipe, run_id
-from dcvit.sources import Source, check_readable, subset
+from dcvit.sources import (
+    DIGITS_TRAIN,
+    IMAGENET_TRAIN,
+    IMAGENETTE_TRAIN,
+    Source,
+    check_readable,
+    subset,
+)
 
 if TYPE_CHECKING:
     from dcvit.loop import Progress
+
+IMAGES = {"imagenet1k": IMAGENET_TRAIN, "imagenette": IMAGENETTE_TRAIN, "digits": DIGITS_TRAIN}  # of training
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,11 @@ def took(records: Mapping[Run, ledger.Record]) -> list[Took]:
         )
         for done, record in records.items()
     ]
+
+
+def image_count(recipe: Recipe, source: Source | None) -> int:
+    """On how many images a recipe trains; of those that its scale is about where there are none yet."""
+    return recipe.train_images or (source.count("train") if source else IMAGES[recipe.images])
 
 
 def check_images(runs: Sequence[Run], source: Source) -> None:

@@ -101,7 +101,6 @@ NO_TORCH = {
         "recipe",
         "runs",
         "setting",
-        "sources",
         "status",
         "tables",
         "wording",
