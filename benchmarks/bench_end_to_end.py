@@ -31,7 +31,7 @@ from benchmarks.measuring import (
     waiter,
 )
 from benchmarks.networks import NETWORKS
-from benchmarks.peers import folder, peer_loader, peer_of
+from benchmarks.peers import comparable, folder, peer_loader, peer_of
 from dcvit import augmentation, datasets, feeding, sources
 from dcvit.baselines import DEIT_T
 from dcvit.decoding import decoded
@@ -52,14 +52,6 @@ WARM = 2  # batches of a round that do not count
 PEER = "timm"
 FEEDS = {"ours, device": Feed(augmentation="device"), "ours, pil": Feed(augmentation="pil")}
 GPU_NETWORKS = ("DeiT-T", "DeiT-S", "DeiT-B", "Swin-T", "ResNet-50")
-
-
-def vanilla(recipe: Recipe, **changes) -> Recipe:
-    """The baseline with what timm's loader can't do taken out: groups that mix apart, repeated views."""
-    augmentation = replace(recipe.augmentation, repeats=1)
-    return replace(
-        recipe, images="folder", groups=1, augmentation=augmentation, difficulty_probe=None, **changes
-    )
 
 
 def jpegs(root, *, count: int, classes: int = 2, size: tuple[int, int] = (500, 375)):
@@ -167,7 +159,9 @@ def compared(
 
 def decoding(root) -> float:
     """Seconds in which one core decodes an image, and does nothing with it."""
-    pictures = datasets.pictures(sources.from_folder(root), "train", vanilla(DEIT_T, classes=2))
+    pictures = datasets.pictures(
+        sources.from_folder(root), "train", comparable(DEIT_T, images="folder", classes=2)
+    )
     some = range(min(len(pictures), 64))
     times = interleaved({"": lambda: [decoded(pictures, index) for index in some]}, rounds=5)
     return min(times[""].cpu) / len(some)
@@ -258,8 +252,9 @@ def test_small_vit_on_the_cpu(benchmark, from_disk, tmp_path, helped):
     """Alone: all in one thread, by its processor time, so that neighbours do not count. Else on all cores, by the
     clock on the wall: all but one load."""
     quick = benchmark.disabled
-    recipe = vanilla(
+    recipe = comparable(
         DEIT_T,
+        images="folder",
         backbone=VisionTransformer(width=96, heads=3, depth=4, patch_size=16),
         resolution=32 if quick else 112,
         classes=2,
@@ -293,7 +288,7 @@ def test_loading_by_one_core(benchmark, from_disk, tmp_path):
     quick = benchmark.disabled
     side, batch, steps, rounds = (16, 4, 1, 1) if quick else (224, 32, 3, 7)
     jpegs(tmp_path, count=2 * batch, size=(64, 48) if quick else (500, 375))
-    by_pil = vanilla(DEIT_T, classes=2, batch=batch, resolution=side - side % 16)
+    by_pil = comparable(DEIT_T, images="folder", classes=2, batch=batch, resolution=side - side % 16)
     plain = replace(by_pil, augmentation=replace(by_pil.augmentation, randaugment=None, flip=0.0))
     pictures = datasets.pictures(sources.from_folder(tmp_path), "train", by_pil)
 
@@ -341,7 +336,7 @@ def many(tmp_path_factory):
 @pytest.mark.parametrize("name", GPU_NETWORKS)
 def test_on_a_gpu(benchmark, from_disk, many, name):
     quick = benchmark.disabled
-    recipe = vanilla(NETWORKS[name], batch=8 if quick else 256, classes=1000)
+    recipe = comparable(NETWORKS[name], images="folder", batch=8 if quick else 256, classes=1000)
     steps, rounds, workers = (2, 1, 1) if quick else (24, 3, cores())
     names = (PEER, f"{PEER}, compiled", *FEEDS)
     times = benchmark.pedantic(

@@ -2,13 +2,13 @@
 
 What the benchmarks compare with. It trains a recipe's network on a recipe's images by the recipe's schedule, but for
 what timm has no switch for: mixing groups (Mixup draws once a batch), PatchErasing, the rules of alpha, and repeated
-augmentation, which timm has for several processes only. Nothing of it is tuned by hand: threads are torch's, attention
-is timm's choice, AdamW is not fused.
+augmentation, which timm has for several processes only; `comparable` takes the first and the last out of ours. Nothing
+of it is tuned by hand: threads are torch's, attention is timm's choice, AdamW is not fused.
 """
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -27,6 +27,16 @@ from dcvit.schedules import learning_rate
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def comparable(recipe: Recipe, **changes: Any) -> Recipe:
+    """A baseline with what timm's loop can't do taken out, so that both do the same work: groups, repeated views.
+
+    Groups are not only work: smoke's Swin-T, whose batch of 64 has eight, ends at 77.0 % with them (standard deviation
+    1.3, eight seeds), at 74.7 % (2.4) with one choice of lambda a batch, as the peer's does at 73.8 % (5.5).
+    """
+    augmentation = replace(recipe.augmentation, repeats=1)
+    return replace(recipe, groups=1, augmentation=augmentation, difficulty_probe=None, **changes)
 
 
 class Decoded(Dataset):
