@@ -1,7 +1,8 @@
 """From JPEG files to cropped uint8 batches, per core: Pillow as timm and DeiT use it, and ours.
 
 One thread, in processor time. The images are made here: 500 x 375 pixels, quality 94, 4:2:0, about 95 KB each,
-which is what ImageNet's look like to a decoder.
+which is what ImageNet's look like to a decoder. Their number is a multiple of three, so that no image has its three
+views in two batches.
 
     python -m pytest benchmarks/bench_loading.py -s      also prints how many cores each network keeps busy
 """
@@ -28,7 +29,7 @@ from dcvit.loading import training_batches
 from dcvit.recipe import Augmentation, Recipe, VisionTransformer, WarmupCosine
 from dcvit.sources import KINDS
 
-IMAGES, ROUNDS, RESOLUTION = 64, 9, 224
+IMAGES, ROUNDS, RESOLUTION = 96, 9, 224
 
 
 def picture(number: int, height: int, width: int) -> Image.Image:

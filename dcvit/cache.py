@@ -259,4 +259,4 @@ def _pixels(pictures: Pictures, index: int, size: NDArray[np.int32]) -> bytes:
         )
     if image.shape[1:] != (height, width):
         image = resized(image, height, width)
-    return image.permute(1, 2, 0).contiguous().numpy().tobytes()
+    return image.permute(1, 2, 0).numpy().tobytes()

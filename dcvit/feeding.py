@@ -30,7 +30,7 @@ from dcvit.errors import EnvironmentProblem
 from dcvit.feed import Feed
 from dcvit.host import cores
 from dcvit.recipe import Recipe
-from dcvit.resampling import resize_into
+from dcvit.resampling import resize_into, side_by_side
 from dcvit.stored import Stored, in_memory, joined, moved
 
 TOGETHER = 4  # images that a thread takes at a time
@@ -91,7 +91,7 @@ def fed(
         cuts = _decoded_there(pictures, recipe, tasks, threads=workers, device=device)
     else:
         together = TOGETHER if threads else recipe.batch
-        # A resize leaves colours side by side. Parting them takes a third of a crop's time here, and none of it there.
+        # A resize leaves colours side by side. Parting them takes a fifth of a crop's time here, and none of it there.
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         jobs = (
             _job(opened, recipe, *task, pinned=pinned, layout=layout, together=together) for task in tasks
@@ -196,8 +196,9 @@ def _cut(
     found = [(image, place) for index, places in views for image in [opened(index)] for place in places]
     sizes_N2 = np.array([image.shape[1:] for image, _ in found])
     box_N4 = boxes(crops.at([place for _, place in found]), *sizes_N2.T, ratio=ratio).tolist()
+    room = side_by_side(*out_BCSS.shape[1:]) if out_BCSS.is_contiguous() else None
     for (image, place), box in zip(found, box_N4, strict=True):
-        resize_into(out_BCSS[place], image, box)
+        resize_into(out_BCSS[place], image, box, room_CSS=room)
 
 
 # --- on a GPU ------------------------------------------------------------------------------

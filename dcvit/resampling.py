@@ -18,17 +18,31 @@ CUBIC = -0.5  # Pillow's `a`, and torch's where it antialiases
 ROOM = 96 << 20  # bytes of windows that are cropped at a time; indices and float32 take seven times as much
 
 
-def resize_into(out_CSS: Tensor, image_CHW: Tensor, box: tuple[int, int, int, int]) -> None:
-    """Writes the box (top, left, height, width) of a uint8 image on the CPU, resized, into `out_CSS`."""
+def resize_into(
+    out_CSS: Tensor, image_CHW: Tensor, box: tuple[int, int, int, int], *, room_CSS: Tensor | None = None
+) -> None:
+    """Writes the box (top, left, height, width) of a uint8 image on the CPU, resized, into `out_CSS`.
+
+    What is resized has its colours side by side. Where they are to be apart in `out_CSS`, `room_CSS`, which is
+    `side_by_side` and written over, makes that cheaper; without it torch parts them, in twice the time.
+    """
     top, left, height, width = box
     crop = image_CHW[None, :, top : top + height, left : left + width]
+    to_CSS = out_CSS if room_CSS is None else room_CSS
     # the function behind torch.nn.functional.interpolate, which has no `out`
-    torch.ops.aten._upsample_bicubic2d_aa.out(crop, out_CSS.shape[-2:], False, None, None, out=out_CSS[None])
+    torch.ops.aten._upsample_bicubic2d_aa.out(crop, to_CSS.shape[-2:], False, None, None, out=to_CSS[None])
+    if room_CSS is not None:
+        np.copyto(out_CSS.numpy(), room_CSS.numpy())
+
+
+def side_by_side(channels: int, height: int, width: int) -> Tensor:
+    """Room for a uint8 image, (C, H, W), of which the colours of a pixel lie one beside the other in memory."""
+    return torch.empty(height, width, channels, dtype=torch.uint8).permute(2, 0, 1)
 
 
 def resized(image_CHW: Tensor, height: int, width: int) -> Tensor:
-    """A whole uint8 image on the CPU in another size."""
-    out = torch.empty(image_CHW.shape[0], height, width, dtype=torch.uint8)
+    """A whole uint8 image on the CPU in another size, its colours side by side in memory."""
+    out = side_by_side(image_CHW.shape[0], height, width)
     resize_into(out, image_CHW, (0, 0, image_CHW.shape[1], image_CHW.shape[2]))
     return out
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dcvit import resampling
-from dcvit.resampling import resampled, resize_into, resized, weights
+from dcvit.resampling import resampled, resize_into, resized, side_by_side, weights
 
 sizes = st.integers(1, 60)
 
@@ -62,6 +62,17 @@ def test_both_ways_agree_on_noise(case):
     difference = (one_by_one(*case).int() - at_once(*case).int()).abs()
     assert difference.max() <= 2
     assert difference.float().mean() <= 0.2 or case[2] < 8
+
+
+@given(crops())
+def test_colours_that_are_parted_by_way_of_room_are_the_same(case):
+    images, boxes, side = case
+    expected, room = one_by_one(*case), side_by_side(3, side, side)
+    out = torch.empty(3, side, side, dtype=torch.uint8)
+    for image, box, crop in zip(images, boxes, expected, strict=True):
+        resize_into(out, torch.from_numpy(image).permute(2, 0, 1), box, room_CSS=room)
+        assert torch.equal(out, crop)
+        assert out.is_contiguous()
 
 
 @pytest.mark.parametrize("way", [one_by_one, at_once])
@@ -125,5 +136,6 @@ def test_only_the_box_is_seen():
 def test_a_whole_image_in_another_size_is_pillows():
     image = smooth(90, 120)
     found = resized(torch.from_numpy(image).permute(2, 0, 1), 45, 61)
+    assert found.permute(1, 2, 0).is_contiguous()
     expected = Image.fromarray(image).resize((61, 45), Image.Resampling.BICUBIC)
     assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected)).max() <= 1
