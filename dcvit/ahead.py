@@ -15,10 +15,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Job(Generic[T]):
-    """A result that is there once all its parts were called, by whomever and in any order."""
+    """A result that is there once all its parts were called, by whomever and in any order, and then `last`."""
 
     result: T
     parts: Sequence[Callable[[], object]]
+    last: Callable[[], object] | None = None
 
 
 def finished(jobs: Iterator[Job[T]], *, threads: int) -> Generator[T, None, None]:
@@ -31,19 +32,31 @@ def finished(jobs: Iterator[Job[T]], *, threads: int) -> Generator[T, None, None
         for job in jobs:
             for part in job.parts:
                 part()
+            if job.last is not None:
+                job.last()
             yield job.result
         return
     with ahead(threads) as pool:
         waiting: deque[tuple[T, list[Future[object]]]] = deque()
         try:
             for job in jobs:
-                waiting.append((job.result, [pool.submit(part) for part in job.parts]))
+                parts = [pool.submit(part) for part in job.parts]
+                if job.last is not None:
+                    parts.append(pool.submit(_after, tuple(parts), job.last))
+                waiting.append((job.result, parts))
                 if len(waiting) > AHEAD:
                     yield _next(waiting)
             while waiting:
                 yield _next(waiting)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _after(parts: Sequence[Future[object]], last: Callable[[], object]) -> None:
+    """Calls `last` after the parts; they came first, so all have been begun, by other threads if not by this one."""
+    for part in parts:
+        part.result()
+    last()
 
 
 def _next(waiting: "deque[tuple[T, list[Future[object]]]]") -> T:

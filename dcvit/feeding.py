@@ -1,7 +1,8 @@
 """Batches that the device augments: decoded and cropped by threads, or taken from images that are held.
 
 Crops of JPEGs and others are made on the host, one by one, straight into the batch; where all images are
-on a GPU, or it decodes them, it crops them too. Flips and RandAugment follow on the device.
+on a GPU, or it decodes them, it crops them too. Flips and RandAugment follow on the device, which on a CPU
+the same threads do.
 
 Shapes: B samples of a batch, C channels, S the side of the square.
 """
@@ -47,7 +48,7 @@ class Update(NamedTuple):
 
 
 class _Cut(NamedTuple):
-    """Crops that are being made: pixels on the host or on the device, and how they are to be changed there."""
+    """Crops that are being made: pixels on the host or on the device, and how they are, or were, to be changed."""
 
     pixels_BCSS: Tensor
     images: list[int]
@@ -94,10 +95,19 @@ def fed(
         # A resize leaves colours side by side. Parting them takes a fifth of a crop's time here, and none of it there.
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         jobs = (
-            _job(opened, recipe, *task, pinned=pinned, layout=layout, together=together) for task in tasks
+            _job(
+                opened,
+                recipe,
+                *task,
+                pinned=pinned,
+                layout=layout,
+                together=together,
+                augmenting=device.type == "cpu",
+            )
+            for task in tasks
         )
         cuts = finished(jobs, threads=threads)
-    return _augmented(cuts, pictures, device)
+    return _batches(cuts, pictures, device)
 
 
 def made_cache(
@@ -124,18 +134,20 @@ def _opened(
     return None, partial(decoded, pictures), workers
 
 
-def _augmented(
+def _batches(
     cuts: Generator[_Cut, None, None], pictures: Pictures, device: torch.device
 ) -> Generator[Batch, None, None]:
-    """The crops, flipped and with RandAugment, and their labels."""
+    """The crops and their labels, on the device; a GPU flips them and does RandAugment now."""
     side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     with closing(cuts):  # ends the threads now, not when somebody collects them
         for pixels_BCSS, images, draws in cuts:
             labels_B = pictures.labels[images]
-            if side_stream is not None:
-                pixels_BCSS = _beside(pixels_BCSS, side_stream, device)
+            if side_stream is None:
+                yield pixels_BCSS, labels_B
+            else:
+                there = _beside(pixels_BCSS, side_stream, device)
                 labels_B = sent(labels_B, device)
-            yield augmented(pixels_BCSS, draws), labels_B
+                yield augmented(there, draws), labels_B
 
 
 def _beside(pixels_BCSS: Tensor, stream: torch.cuda.Stream, device: torch.device) -> Tensor:
@@ -161,8 +173,12 @@ def _job(
     pinned: bool,
     layout: torch.memory_format,
     together: int,
+    augmenting: bool,
 ) -> Job[_Cut]:
-    """Cropping one batch, of which each image is opened once however often it comes; so many images a part."""
+    """Cropping one batch, of which each image is opened once however often it comes; so many images a part.
+
+    With `augmenting` flips and RandAugment come last; then nothing is left to do but training.
+    """
     # Anew for every batch: whoever got one may keep it, and torch itself sees to it that pinned memory
     # comes back only when it has been copied.
     shape = (len(images), 3, recipe.resolution, recipe.resolution)
@@ -182,7 +198,8 @@ def _job(
         )
         for first in range(0, len(views), together)
     ]
-    return Job(_Cut(pixels_BCSS, images, draws), parts)
+    last = partial(_augment, pixels_BCSS, draws) if augmenting else None
+    return Job(_Cut(pixels_BCSS, images, draws), parts, last)
 
 
 def _cut(
@@ -199,6 +216,13 @@ def _cut(
     room = side_by_side(*out_BCSS.shape[1:]) if out_BCSS.is_contiguous() else None
     for (image, place), box in zip(found, box_N4, strict=True):
         resize_into(out_BCSS[place], image, box, room_CSS=room)
+
+
+def _augment(pixels_BCSS: Tensor, draws: Draws) -> None:
+    """Flips and RandAugment, in place."""
+    changed = augmented(pixels_BCSS, draws)
+    if changed is not pixels_BCSS:
+        pixels_BCSS.copy_(changed)
 
 
 # --- on a GPU ------------------------------------------------------------------------------

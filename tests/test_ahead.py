@@ -58,6 +58,35 @@ def test_threads_work_at_the_same_time():
     assert list(finished(iter([Job(1, [partial(both.wait, 20)] * 2)]), threads=2)) == [1]
 
 
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_what_comes_last_comes_after_all_parts(threads):
+    def jobs():
+        for _ in range(20):
+            result = []
+
+            def part(result=result):
+                sleep(0.001)
+                result.append("part")
+
+            yield Job(result, [part] * 5, partial(result.append, "last"))
+
+    assert list(finished(jobs(), threads=threads)) == [["part"] * 5 + ["last"]] * 20
+    assert not threads_of_ours()
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_nothing_comes_last_where_a_part_failed_and_what_it_raises_itself_is_raised(threads):
+    def bad():
+        raise KeyError("bad")
+
+    done = []
+    for job in (Job(0, [bad], partial(done.append, 0)), Job(1, [], bad)):
+        with pytest.raises(KeyError):
+            next(finished(iter([job]), threads=threads))
+    assert done == []
+    assert not threads_of_ours()
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_what_a_part_raises_comes_where_its_result_would_have(threads):
     def bad():

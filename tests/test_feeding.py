@@ -114,6 +114,7 @@ def test_colours_side_by_side_are_the_same_pixels(train):
             pinned=False,
             layout=layout,
             together=2,
+            augmenting=False,
         )
         for part in job.parts:
             part()
@@ -123,6 +124,21 @@ def test_colours_side_by_side_are_the_same_pixels(train):
     assert torch.equal(planes, side_by_side)
     assert planes.is_contiguous()
     assert side_by_side.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_on_a_cpu_threads_that_load_also_augment(source, monkeypatch, workers):
+    """Who trains there has more to do than they."""
+    seen = set()
+    original = feeding.augmented
+
+    def watched(pixels, draws):
+        seen.add(threading.current_thread().name.startswith("dcvit"))
+        return original(pixels, draws)
+
+    monkeypatch.setattr(feeding, "augmented", watched)
+    batches(opened(source, "files", monkeypatch), workers=workers)
+    assert seen == {workers > 0}
 
 
 def test_files_and_held_images_give_the_same_batches(source, monkeypatch):
