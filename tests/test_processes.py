@@ -80,6 +80,9 @@ def made(tmp_path_factory):
 def test_however_a_batch_is_divided_the_losses_and_alphas_are_the_same(recipe, division, made):
     folder, found = made
     (alone,), others = found[f"{recipe}-1x32"], found[f"{recipe}-{division}"]
+    # AdamW makes a step of a gradient that is nothing but rounding, and a ResNet of 8 px has some among its millions;
+    # how much comes of it hangs on the processor
+    atol, rel = (1e-3, 1e-3) if recipe == "resnet" else (2e-4, 1e-4)
     for other in others:  # every process knows all of it
         assert len(other["updates"]) == len(alone["updates"]) == 6
         for here, there in zip(other["updates"], alone["updates"], strict=True):
@@ -87,10 +90,8 @@ def test_however_a_batch_is_divided_the_losses_and_alphas_are_the_same(recipe, d
             assert here["alpha"] == there["alpha"]
         for here, there in zip(other["evolution"], alone["evolution"], strict=True):
             assert here["histogram"] == there["histogram"]
-            assert here["gradient_norm"] == pytest.approx(there["gradient_norm"], rel=1e-4)
+            assert here["gradient_norm"] == pytest.approx(there["gradient_norm"], rel=rel)
         assert other["correct"] == alone["correct"]
-    # AdamW makes a step of a gradient that is nothing but rounding, and a ResNet of 8 px has some among its millions
-    atol = 1e-3 if recipe == "resnet" else 2e-4
     for name in ("last", "ema"):
         here, there = (
             load_file(next((folder / f"{recipe}-{each}").glob(f"ledger/*/{name}.safetensors")))
