@@ -7,7 +7,8 @@ before it.
 Shapes: B samples of G groups, S updates an epoch; C channels, H x W pixels.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+import atexit
+from collections.abc import Callable, Generator, Iterator, Sequence
 import signal
 from typing import Any
 
@@ -90,7 +91,7 @@ def training_batches(
         for epoch, image_SB, view_SB, first in _epochs(len(pictures), recipe, seed=seed, start=start)
         for images, views in zip(image_SB[first:, at].tolist(), view_SB[first:, at].tolist(), strict=True)
     )
-    return _loaded(_Views(pictures, recipe, seed), keys, workers=workers, pinned=pinned)
+    return loaded(_Views(pictures, recipe, seed), keys, workers=workers, pinned=pinned)
 
 
 def _epochs(
@@ -103,19 +104,12 @@ def _epochs(
         yield epoch, image_SB, view_SB, max(start - epoch * updates, 0)
 
 
-def _loaded(
-    dataset: Dataset, keys: Iterator[list[Any]], *, workers: int, pinned: bool
-) -> Generator[Batch, None, None]:
-    """What `loader` makes; no process is started before the first batch is asked for."""
-    yield from loader(dataset, list_of_keys=keys, workers=workers, pinned=pinned)
-
-
 def evaluation_batches(
     pictures: Pictures, recipe: Recipe, *, workers: int = 0, pinned: bool = False
 ) -> Iterator[Batch]:
     """The test images in order, in batches of the recipe's size; the last may be smaller."""
     keys = in_order(len(pictures), recipe.batch)
-    yield from loader(_EvaluationViews(pictures, recipe), list_of_keys=keys, workers=workers, pinned=pinned)
+    yield from loaded(_EvaluationViews(pictures, recipe), keys, workers=workers, pinned=pinned)
 
 
 def in_order(images: int, batch: int) -> Iterator[list[int]]:
@@ -128,18 +122,37 @@ def in_order(images: int, batch: int) -> Iterator[list[int]]:
     return (indices[start : start + batch] for start in range(0, images, batch))
 
 
-def loader(dataset: Dataset, *, list_of_keys: Iterator[list[Any]], workers: int, pinned: bool) -> DataLoader:
-    """Batches of the items with these keys, made by loading processes or here; no global generator is touched."""
-    return DataLoader(
-        dataset,
-        batch_sampler=list_of_keys,
-        num_workers=workers,
-        pin_memory=pinned,
-        generator=stream(0, "workers"),  # unused by us, but else drawn from the global one
-        worker_init_fn=_undisturbed,
-        # also in a process that was itself spawned, where torch would have to pickle what it loads
-        multiprocessing_context="fork" if workers else None,
+def loaded(
+    dataset: Dataset, list_of_keys: Iterator[list[Any]], *, workers: int, pinned: bool
+) -> Generator[Batch, None, None]:
+    """Batches of the items with these keys, made by loading processes or here; no global generator is touched.
+
+    The processes are started when the first batch is asked for, and end with this iterator or with Python.
+    """
+    batches = iter(
+        DataLoader(
+            dataset,
+            batch_sampler=list_of_keys,
+            num_workers=workers,
+            pin_memory=pinned,
+            generator=stream(0, "workers"),  # unused by us, but else drawn from the global one
+            worker_init_fn=_undisturbed,
+            # also in a process that was itself spawned, where torch would have to pickle what it loads
+            multiprocessing_context="fork" if workers else None,
+        )
     )
+    if not workers:
+        yield from batches
+        return
+    # Torch does this when somebody collects the iterator. Whoever keeps an exception that came through it also keeps
+    # the processes, and Python would wait for them at its end: they ignore the signal by which it ends its children.
+    end: Callable[[], None] = batches._shutdown_workers
+    atexit.register(end)
+    try:
+        yield from batches
+    finally:
+        atexit.unregister(end)
+        end()
 
 
 def _undisturbed(worker: int) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from dcvit.batch import IMAGENET_MEAN, IMAGENET_STD
 from dcvit.datasets import Pictures
-from dcvit.loading import Batch, in_order, loader
+from dcvit.loading import Batch, in_order, loaded
 from dcvit.scores import Protocol, ProtocolName
 
 BATCH = 64
@@ -84,7 +84,7 @@ def protocol_batches(
 ) -> Iterator[Batch]:
     """All test images in order, uint8, as the protocol has them."""
     keys = in_order(len(images), batch)
-    yield from loader(_Views(images, protocol), list_of_keys=keys, workers=workers, pinned=pinned)
+    yield from loaded(_Views(images, protocol), keys, workers=workers, pinned=pinned)
 
 
 def normaliser(protocol: Protocol, device: torch.device) -> Callable[[Tensor], Tensor]:

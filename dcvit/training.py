@@ -4,6 +4,7 @@ One that is told to stop, or whose time is up, saves its state, and the next cal
 to the bit; so does a call after a kill, from the last state that was saved on the way.
 """
 
+from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 from time import perf_counter
@@ -92,7 +93,7 @@ def fit(
             feed=feed,
             compiling=compiling,
         )
-        with world.talking():
+        with world.talking(), closing(loop.batches):
             return loop.to_the_end()
 
 

@@ -3,7 +3,9 @@
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+import multiprocessing
 import random
+import subprocess
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from dcvit.recipe import Augmentation
 from dcvit.scale import at_scale
 from dcvit.schedules import updates_per_epoch
 from dcvit.sources import digits
+from tests.helpers import environment, python
 
 PIL = Feed(augmentation="pil")  # image by image; `test_feeding` has whole batches
 seeds = st.integers(1, 2**32)
@@ -217,6 +220,48 @@ def test_the_batches_before_the_beginning_are_not_made(start, train):
         next(training_batches(watched, SMOKE, seed=1, start=start, feed=PIL))
     epoch, update = divmod(start, 3)
     assert opened == epoch_order(50, SMOKE, seed=1, epoch=epoch)[0][update].tolist()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2")
+def test_loading_processes_end_with_their_batches_whoever_keeps_what_they_raised(train):
+    def unreadable(index):
+        raise DataError(f"image {index}")
+
+    before = set(multiprocessing.active_children())
+    found = training_batches(Pictures(train.labels, unreadable), SMOKE, seed=1, workers=2, feed=PIL)
+    with pytest.raises(DataError) as raised, global_generators_kept():
+        next(found)
+    assert set(multiprocessing.active_children()) == before
+    assert "image" in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2")
+def test_loading_processes_end_when_no_more_batches_are_wanted(train):
+    before = set(multiprocessing.active_children())
+    found = training_batches(train, SMOKE, seed=1, workers=2, feed=PIL)
+    with global_generators_kept():
+        next(found)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    found.close()
+    assert set(multiprocessing.active_children()) == before
+
+
+ABANDONED = """
+from dcvit.loading import training_batches
+from tests.test_loading import PIL, SMOKE, digits, pictures
+batches = training_batches(pictures(digits(), "train", SMOKE), SMOKE, seed=1, workers=1, feed=PIL)
+next(batches)
+{}
+"""
+
+
+@pytest.mark.parametrize("end", ["keep = [batches]; keep.append(keep)", "1 / 0"])
+def test_loading_processes_keep_no_process_alive(end):
+    """They ignore the signal by which Python ends its children."""
+    child = subprocess.run(
+        python("-c", ABANDONED.format(end)), env=environment(), capture_output=True, timeout=60, check=False
+    )
+    assert child.returncode == (1 if end == "1 / 0" else 0), child.stderr
 
 
 def test_batches_depend_on_the_seed_and_not_on_the_global_generators(train):

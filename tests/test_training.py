@@ -6,8 +6,10 @@ And where a loss is not finite, the state that is saved is the one before, to th
 from dataclasses import fields, replace
 from importlib.metadata import version
 from math import isfinite, nan
+import multiprocessing
 import random
 import re
+import threading
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ import pytest
 from safetensors.torch import load_file
 import torch
 
-from dcvit import ledger, loop, state, step
+from dcvit import datasets, ledger, loop, state, step
 from dcvit.checkpoint import copied
 from dcvit.errors import DataError, Diverged
 from dcvit.feed import AUGMENTING, Feed
@@ -578,3 +580,25 @@ def test_a_learning_rate_out_of_all_bounds_diverges(source, tmp_path):
         fit(recipe, 0, source, tmp_path, CPU)
     saved = weights_of(tmp_path, recipe, source, "diverged")
     assert all(value.isfinite().all() for name, value in saved.items() if name.startswith("model."))
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTING)
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2")
+def test_who_loads_for_a_run_that_fails_ends_with_it(augmentation, tmp_path, monkeypatch):
+    """Not when somebody collects the exception: it is kept here."""
+
+    def failing(*_, **__):
+        raise KeyError(len(helpers()))
+
+    def helpers():
+        threads = {thread for thread in threading.enumerate() if thread.name.startswith("dcvit")}
+        return threads | set(multiprocessing.active_children())
+
+    before = helpers()
+    monkeypatch.setattr(datasets, "HELD_BYTES", 0)  # else small sets are held in memory, and nobody loads
+    monkeypatch.setattr(loop, "train_step", failing)
+    own = from_folder(image_folder(tmp_path / "images"))
+    with pytest.raises(KeyError) as kept:
+        fit(tiny(), 0, own, tmp_path / "out", CPU, workers=2, feed=Feed(augmentation=augmentation))
+    assert kept.value.args[0] >= 2
+    assert helpers() == before
