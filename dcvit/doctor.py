@@ -7,6 +7,7 @@ import sys
 
 from dcvit.errors import DATA_OR_ENVIRONMENT, OK, DataError
 from dcvit.feed import Feed
+from dcvit.host import c_compiler
 from dcvit.provenance import provenance
 from dcvit.sources import Source, find
 
@@ -43,7 +44,8 @@ def examine() -> int:
     print(f"CUDA          {'; '.join(gpus) or 'no device'}")
 
     print(f"augmentation  {Feed().augmentation} (the default; --augmentation)")
-    print(f"C++ compiler  {_compiler() or 'none: on a CPU the batch transform stays slower'}")
+    compiler = " ".join(c_compiler() or ["none: on a CPU the batch transform stays slower"])
+    print(f"C compiler    {compiler}")
 
     source, problem = _images()
     print(f"DCVIT_DATA    {os.environ.get('DCVIT_DATA') or 'not set'}")
@@ -56,12 +58,6 @@ def examine() -> int:
         print(f"              {problem}")
     print(f"\nnext: {_next(source, gpu=bool(gpus))}")
     return OK
-
-
-def _compiler() -> str | None:
-    """The C++ compiler that torch.compile would use on a CPU: what CXX names, else g++ or clang++."""
-    names = filter(None, (os.environ.get("CXX"), "g++", "clang++"))
-    return next((found for name in names if (found := shutil.which(name))), None)
 
 
 def _images() -> tuple[Source | None, str]:

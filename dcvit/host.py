@@ -1,7 +1,9 @@
-"""What this machine has for a process: its cores, and the name of its processor. No torch."""
+"""What this machine has for a process: its cores, the name of its processor, a compiler. No torch."""
 
 import os
 import platform
+import shlex
+import shutil
 
 
 def cores() -> int:
@@ -16,3 +18,10 @@ def processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def c_compiler() -> list[str] | None:
+    """The command of this machine's C compiler: what CC names, else cc, gcc or clang; None where there is none."""
+    named = shlex.split(os.environ.get("CC", ""))
+    commands = [named] if named else [["cc"], ["gcc"], ["clang"]]
+    return next((command for command in commands if shutil.which(command[0])), None)

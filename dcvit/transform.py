@@ -1,17 +1,15 @@
 """uint8 pixels and draws to what the model sees: normalised, erased, mixed, in float32.
 
 `reference` is the definition in plain steps. `transform` is the fast way to the same, into memory
-that is kept: one fused kernel where it is compiled; else steps as well, but for as many images at
-a time as fit into a core's cache. Noise for erased pixels alone is the steps' business.
+that is kept: one fused kernel where it is compiled, on a GPU by torch, on a CPU from `transform.c`; else
+steps as well, but for as many images at a time as fit into a core's cache.
 
 Shapes: B images of C channels, H x W pixels, in G mixing groups of S; R bands of rows, as in `draws`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-import logging
 from subprocess import SubprocessError
 from types import FunctionType
 
@@ -20,11 +18,12 @@ from torch import Tensor
 
 from dcvit.draws import Draws, Noise
 from dcvit.mixing import mix_images
+from dcvit.native import kernel
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-COMPILED_FROM = 2**22  # bytes of a batch from which on a CPU's kernel is worth 15 seconds of compiling
+COMPILED_FROM = 2**22  # bytes of a batch from which on a CPU's kernel is worth 0.25 s of compiling
 DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)
 BLOCK = 2**19  # bytes of images that a CPU's core works on before it goes on: a quarter of its second cache
 
@@ -51,16 +50,20 @@ class Workspace:
 def workspace_for(shape: Sequence[int], device: torch.device, *, compiled: bool | None = None) -> Workspace:
     """Room for batches of this (B, C, H, W) or of fewer images.
 
-    `compiled` says whether to fuse the transform into one kernel at its first use (unless that fills with noise on a
-    CPU). None means always on a GPU, and on a CPU for batches of 4 MiB or more: 7 images of
-    224 px, 342 of 32. Without a working compiler the steps are taken, and give the same to 1e-6.
+    `compiled` says whether one kernel does it: torch's, from its first use on, or on a CPU that of `native`. None means
+    always on a GPU, and on a CPU for batches of 4 MiB or more: 7 images of 224 px, 342 of 32.
+    Without a working compiler the steps are taken, and give the same to 1e-6.
     """
     images = torch.empty(*shape, device=device)
     if compiled is None:
         compiled = device.type == "cuda" or images.nbytes >= COMPILED_FROM
+    if not compiled:
+        return Workspace(images, None)
+    if device.type == "cpu":
+        return Workspace(images, kernel())
     # code of its own, as what torch compiles of one code, for all shapes together, is limited
     own = FunctionType(_fused.__code__.replace(), globals())
-    return Workspace(images, torch.compile(own, dynamic=False) if compiled else None)
+    return Workspace(images, torch.compile(own, dynamic=False))
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -105,13 +108,12 @@ def transform(pixels: Tensor, draws: Draws, workspace: Workspace | None = None) 
             f"on {pixels.device}"
         )
     out = room[: len(pixels)]
-    if workspace.fused is None or isinstance(draws.noise, Noise):
+    # a CPU's kernel takes noise for erased pixels alone, torch's that for all
+    taken = Noise if pixels.device.type == "cpu" else Tensor
+    if workspace.fused is None or not isinstance(draws.noise, taken | None):
         return _in_steps(pixels, draws, out)
     try:
-        with _quiet():
-            workspace.fused(
-                pixels, draws.kept_BRW, draws.noise, draws.map_GHW, *statistics(pixels.device), out
-            )
+        workspace.fused(pixels, draws.kept_BRW, draws.noise, draws.map_GHW, *statistics(pixels.device), out)
     except Exception as error:
         if not _lacks_a_compiler(error):
             raise
@@ -132,10 +134,7 @@ def _fused(
     inverse: Tensor,
     out: Tensor,
 ) -> None:
-    """All of it as one expression, in which W stays the innermost dimension: a CPU's vectors need that.
-
-    They also need numbers where one would expect truth values: with bool this is three times slower.
-    """
+    """All of it as one expression, of which torch makes one kernel."""
     B, C, H, W = pixels.shape
     G, R = len(map_GHW), 1 if kept_BRW is None else kept_BRW.shape[1]
     x = ((pixels.float() - mean) * inverse).view(G, -1, C, R, H // R, W)
@@ -162,17 +161,6 @@ def _lacks_a_compiler(error: BaseException) -> bool:
         chain = getattr(chain, "inner_exception", None) or chain.__cause__
     triton = type(error) is RuntimeError and "compiler" in str(error)  # which misses one for C
     return triton or isinstance(error, (TorchDynamoException, ImportError, OSError, SubprocessError))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps to itself that a machine has CUDA's compiler and no GPU, which torch says when it first compiles."""
-    logger = logging.getLogger("torch.utils.cpp_extension")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 # --- steps ---------------------------------------------------------------------------------

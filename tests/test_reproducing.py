@@ -313,7 +313,7 @@ def test_the_doctor_says_what_there_is_and_what_to_do_next(images, monkeypatch, 
         "disk",
         "CUDA",
         "augmentation  ",
-        "C++ compiler  ",
+        "C compiler    ",
         "12 training, 6 test images, 3 classes",
         "next: python -m ",
     ):

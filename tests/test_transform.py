@@ -4,6 +4,8 @@ Shapes: B images of C channels, H x W pixels; R bands of rows.
 """
 
 from itertools import chain
+import shutil
+import tempfile
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ import torch
 from dcvit import transform as module
 from dcvit.draws import Noise, draw_batch
 from dcvit.layout import pieces_of
+from dcvit.native import kernel
 from dcvit.recipe import (
     NoErasing,
     PatchErasing,
@@ -24,7 +27,7 @@ from dcvit.recipe import (
     WarmupCosine,
 )
 from dcvit.rng import stream
-from dcvit.transform import Workspace, normalise, reference, transform, workspace_for
+from dcvit.transform import Workspace, normalise, reference, statistics, transform, workspace_for
 
 CPU = torch.device("cpu")
 ERASINGS = {
@@ -73,7 +76,7 @@ def pixels_of(draws, *, height=16, width=16, seed=0):
 
 
 @st.composite
-def cases(draw):
+def cases(draw, dense=None):
     """(pixels, draws): any erasing, groups of any size, even one image, and images of any shape."""
     recipe = recipe_of(
         ERASINGS[draw(st.sampled_from(list(ERASINGS)))],
@@ -81,7 +84,7 @@ def cases(draw):
         size=draw(st.integers(1, 7)),
         cutmix_probability=draw(st.sampled_from([0.0, 0.5, 1.0])),
     )
-    height, width = draw(st.sampled_from([(16, 16), (8, 24), (32, 16), (4, 4)]))
+    height, width = draw(st.sampled_from([(16, 16), (8, 24), (32, 16), (4, 4), (4, 2052)]))
     draws = drawn(
         recipe,
         height=height,
@@ -89,9 +92,23 @@ def cases(draw):
         alpha=draw(st.sampled_from([0.0, 0.1, 0.8])),
         seed=draw(seeds),
         update=draw(st.integers(0, 100)),
-        dense=draw(st.booleans()),
+        dense=draw(st.booleans()) if dense is None else dense,
     )
     return pixels_of(draws, height=height, width=width, seed=draw(seeds)), draws
+
+
+def in_c():
+    """The kernel of CPUs, which every test machine has."""
+    made = kernel()
+    assert made is not None, "a C compiler is needed for this test"
+    return made
+
+
+def by_expression(pixels, draws, expression=module._fused):
+    """What torch makes a kernel of, as it is."""
+    out = torch.full(pixels.shape, torch.nan)
+    expression(pixels, draws.kept_BRW, draws.noise, draws.map_GHW, *statistics(CPU), out)
+    return out
 
 
 def room_for(pixels, *, fused=None):
@@ -116,27 +133,40 @@ def test_the_steps_are_what_the_definition_says_in_blocks_of_any_size(case, bloc
         assert_equal(transform(pixels, draws, room_for(pixels)), expected)
 
 
-@given(cases())
+@given(cases(dense=True))
 def test_the_one_expression_is_what_the_definition_says(case):
+    assert_equal(by_expression(*case), reference(*case))
+
+
+@given(cases())
+def test_the_kernel_in_c_is_the_definition_to_the_bit(case):
+    """Where it has the noise that it takes; else the steps are."""
     pixels, draws = case
-    found = transform(pixels, draws, room_for(pixels, fused=module._fused))
-    assert_equal(found, reference(pixels, draws))
+    room = room_for(pixels, fused=in_c())
+    found, expected = transform(pixels, draws, room), reference(pixels, draws)
+    if isinstance(draws.noise, torch.Tensor):
+        assert_equal(found, expected)
+    else:
+        assert torch.equal(found, expected)
+    assert room.images[len(pixels) :].isnan().all()
 
 
 @given(cases())
 def test_what_is_erased_and_mixed_stays_as_it_was_given(case):
     pixels, draws = case
     before = pixels.clone(), *(torch.clone(part) for part in draws if isinstance(part, torch.Tensor))
+    noise = draws.noise.values_P.clone() if isinstance(draws.noise, Noise) else None
     reference(pixels, draws)
-    for fused in (None, module._fused):
+    for fused in (None, in_c()):
         transform(pixels, draws, room_for(pixels, fused=fused))
     after = pixels, *(part for part in draws if isinstance(part, torch.Tensor))
     assert all(map(torch.equal, before, after))
+    assert noise is None or torch.equal(noise, draws.noise.values_P)
 
 
-@pytest.mark.parametrize("fused", [None, module._fused], ids=["steps", "expression"])
+@pytest.mark.parametrize("way", ["steps", "expression", "kernel"])
 @pytest.mark.parametrize("cutmix_probability", [0.0, 1.0])
-def test_where_nothing_is_mixed_the_images_are_exactly_those_that_went_in(fused, cutmix_probability):
+def test_where_nothing_is_mixed_the_images_are_exactly_those_that_went_in(way, cutmix_probability):
     """A rounding would give every pixel of a batch without MixUp another value than evaluation sees."""
     recipe = recipe_of(NoErasing(), groups=8, size=3, cutmix_probability=cutmix_probability)
     draws = drawn(recipe, alpha=0.0)
@@ -144,7 +174,11 @@ def test_where_nothing_is_mixed_the_images_are_exactly_those_that_went_in(fused,
     images = normalise(pixels).unflatten(0, (8, 3))
     kept = draws.map_GHW[:, None, None].bool()
     expected = torch.where(kept, images, images.flip(1)).flatten(0, 1)
-    assert torch.equal(transform(pixels, draws, room_for(pixels, fused=fused)), expected)
+    if way == "expression":
+        found = by_expression(pixels, draws)
+    else:
+        found = transform(pixels, draws, room_for(pixels, fused=in_c() if way == "kernel" else None))
+    assert torch.equal(found, expected)
 
 
 def test_one_compilation_serves_all_batches_of_a_kind():
@@ -161,27 +195,88 @@ def test_one_compilation_serves_all_batches_of_a_kind():
     for update in range(3):
         draws = drawn(recipe, update=update, dense=True)
         pixels = pixels_of(draws, seed=update)
-        assert_equal(transform(pixels, draws, room_for(pixels, fused=fused)), reference(pixels, draws))
+        assert_equal(by_expression(pixels, draws, fused), reference(pixels, draws))
     assert len(traced) == 1
     torch.compiler.reset()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "dense"), [("zeros", False), ("noise", True), ("rectangles", True)])
-def test_the_compiled_kernel_is_what_the_definition_says(name, dense):
-    draws = drawn(recipe_of(ERASINGS[name], groups=2, size=3), height=32, width=32, dense=dense)
-    pixels = pixels_of(draws, height=32, width=32)
-    room = workspace_for(pixels.shape, CPU, compiled=True)
-    assert_equal(transform(pixels, draws, room), reference(pixels, draws))
-    assert room.fused is not None, "a C++ compiler is needed for this test"
-
-
-# --- without a compiler --------------------------------------------------------------------
+# --- the kernel in C -----------------------------------------------------------------------
 
 
 def a_case(name="zeros"):
     draws = drawn(recipe_of(ERASINGS[name], groups=2, size=3))
     return pixels_of(draws), draws
+
+
+@pytest.mark.parametrize("name", ["zeros", "noise", "rectangles"])
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        lambda draws: draws._replace(map_GHW=draws.map_GHW[:, :8]),
+        lambda draws: draws._replace(map_GHW=draws.map_GHW.double()),
+        lambda draws: draws._replace(map_GHW=draws.map_GHW.repeat(2, 1, 1)),  # 4 groups of 6 images
+        lambda draws: draws._replace(kept_BRW=draws.kept_BRW[1:]),
+        lambda draws: draws._replace(kept_BRW=draws.kept_BRW.bool()),
+        lambda draws: draws._replace(kept_BRW=draws.kept_BRW[:, :3]),  # 3 bands of 16 rows
+        lambda draws: draws._replace(noise=Noise(torch.zeros(5), (0,) * 6)),
+        lambda draws: draws._replace(noise=Noise(torch.zeros(5), (0,) * 6 + (9,))),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_and_not_read(name, spoilt):
+    """C would read what lies behind."""
+    pixels, draws = a_case(name)
+    with pytest.raises(ValueError, match=r"was given|do not split"):
+        transform(pixels, spoilt(draws), room_for(pixels, fused=in_c()))
+
+
+def test_noise_that_does_not_last_is_not_read_beyond_its_end():
+    pixels, draws = a_case("noise")
+    begins = tuple(range(0, 35, 5))  # which ends within a row
+    spoilt = draws._replace(
+        map_GHW=torch.ones_like(draws.map_GHW),
+        kept_BRW=torch.zeros_like(draws.kept_BRW),  # more is erased than there is noise for
+        noise=Noise(torch.full((begins[-1],), 7.0), begins),
+    )
+    found = transform(pixels, spoilt, room_for(pixels, fused=in_c()))
+    assert [int((image == 7).sum()) for image in found] == [5] * 6
+    assert ((found == 7) | (found == 0)).all()
+
+
+def test_a_row_is_taken_in_parts_and_its_map_too():
+    draws = drawn(recipe_of(ERASINGS["noise"], size=5, cutmix_probability=1.0), height=8, width=2500)
+    assert len({int(column) for column in draws.map_GHW.diff(dim=2).nonzero()[:, 2]} & {*range(1024, 2500)})
+    pixels = pixels_of(draws, height=8, width=2500)
+    assert torch.equal(transform(pixels, draws, room_for(pixels, fused=in_c())), reference(pixels, draws))
+
+
+def test_images_are_not_put_where_they_would_lie_apart():
+    pixels, draws = a_case()
+    room = Workspace(torch.empty(pixels.shape).to(memory_format=torch.channels_last), in_c())
+    with pytest.raises(ValueError, match="lie apart"):
+        transform(pixels, draws, room)
+
+
+def test_a_gpus_kernel_takes_noise_for_all_pixels():
+    """On a device that stands for one here."""
+    draws = drawn(recipe_of(ERASINGS["noise"]), dense=True)
+    pixels, taken = pixels_of(draws).to("meta"), []
+    room = Workspace(torch.empty(pixels.shape, device="meta"), lambda *given: taken.append(given))
+    transform(pixels, draws, room)
+    ((_, _, noise, *_),) = taken
+    assert noise is draws.noise
+
+
+def test_tensors_that_do_not_lie_in_one_piece_are_read_as_they_are():
+    pixels, draws = a_case("noise")
+    strewn = pixels.to(memory_format=torch.channels_last)
+    kept = torch.stack([draws.kept_BRW] * 2, -1)[..., 0]
+    assert not strewn.is_contiguous()
+    assert not kept.is_contiguous()
+    found = transform(strewn, draws._replace(kept_BRW=kept), room_for(pixels, fused=in_c()))
+    assert torch.equal(found, reference(pixels, draws))
+
+
+# --- without a compiler --------------------------------------------------------------------
 
 
 def test_a_kernel_that_cannot_be_made_is_tried_once_and_the_steps_give_the_same():
@@ -254,22 +349,53 @@ def test_an_error_of_the_compiler_is_none_of_the_device(cause):
     assert room.fused is None
 
 
-@pytest.mark.parametrize("compiler", ["is-not-there", "fails"])
+@pytest.mark.parametrize("compiler", ["is-not-there", "fails", "makes nothing", "makes no library"])
 def test_a_machine_without_a_working_compiler_takes_the_steps_and_says_nothing(
     compiler, tmp_path, monkeypatch, capfd
 ):
-    inductor = pytest.importorskip("torch._inductor.config")
-    broken = tmp_path / "fails"
-    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho broken >&2\nexit 1\n')
-    broken.chmod(0o755)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # else an earlier kernel is taken
+    broken = tmp_path / compiler
+    last = {
+        "fails": "exit 1",
+        "makes nothing": "exit 0",
+        "makes no library": "for out; do :; done; echo text > $out",
+    }
+    if compiler in last:
+        broken.write_text(f"#!/bin/sh\necho broken >&2\n{last[compiler]}\n")
+        broken.chmod(0o755)
+    monkeypatch.setenv("CC", f"'{broken}' -pipe")
+    monkeypatch.setattr(module, "kernel", kernel.__wrapped__)  # else an earlier kernel is taken
     pixels, draws = a_case()
     room = workspace_for(pixels.shape, CPU, compiled=True)
-    with inductor.patch({"cpp.cxx": (str(tmp_path / compiler),)}):
-        found = transform(pixels, draws, room)
     assert room.fused is None
-    assert_equal(found, reference(pixels, draws))
+    assert_equal(transform(pixels, draws, room), reference(pixels, draws))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_compiler_that_does_not_know_the_processor_makes_a_kernel_without_its_vectors(
+    tmp_path, monkeypatch
+):
+    real, asked = shutil.which("cc"), tmp_path / "asked"
+    old = tmp_path / "old"
+    old.write_text(
+        f'#!/bin/sh\necho "$@" >> {asked}\ncase "$*" in *native*) exit 1;; esac\nexec {real} "$@"\n'
+    )
+    old.chmod(0o755)
+    monkeypatch.setenv("CC", str(old))
+    made = kernel.__wrapped__()
+    assert made is not None
+    assert [("-march=native" in line, "-mcpu=native" in line) for line in asked.read_text().splitlines()] == [
+        (True, False),
+        (False, True),
+        (False, False),
+    ]
+    pixels, draws = a_case("noise")
+    assert torch.equal(transform(pixels, draws, room_for(pixels, fused=made)), reference(pixels, draws))
+
+
+def test_the_kernel_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert kernel.__wrapped__() is not None
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- the workspace -------------------------------------------------------------------------
