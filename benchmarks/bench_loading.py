@@ -96,7 +96,7 @@ def by_pillow(files: list[Path], side: int) -> Callable[[], object]:
 def by_us(
     files: list[Path], side: int, *, repeats: int = 1, cache: Path | None = None
 ) -> Callable[[], object]:
-    """The batches of a run, one at a call; flips and RandAugment follow on the device and are left out here."""
+    """The batches of a run, one at a call; flips and RandAugment, which follow, are left out."""
     recipe = Recipe(
         backbone=VisionTransformer(width=16, heads=2, patch_size=8),
         resolution=side,

@@ -1,6 +1,6 @@
 """Accuracy on the test images."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -55,8 +55,8 @@ class StillImages:
         small = len(mine) * 3 * recipe.resolution**2 <= HELD_BYTES
         self._held = [tuple(part.to(device) for part in batch) for batch in self._make()] if small else None
 
-    def batches(self) -> Iterator[Batch]:
-        return iter(self._held) if self._held is not None else self._make()
+    def batches(self) -> Generator[Batch, None, None]:
+        yield from self._held if self._held is not None else self._make()
 
 
 def evaluate(

@@ -142,12 +142,10 @@ def _batches(
     with closing(cuts):  # ends the threads now, not when somebody collects them
         for pixels_BCSS, images, draws in cuts:
             labels_B = pictures.labels[images]
-            if side_stream is None:
-                yield pixels_BCSS, labels_B
-            else:
-                there = _beside(pixels_BCSS, side_stream, device)
-                labels_B = sent(labels_B, device)
-                yield augmented(there, draws), labels_B
+            if side_stream is not None:
+                pixels_BCSS = _beside(pixels_BCSS, side_stream, device)  # and lets go of those on the host
+                pixels_BCSS, labels_B = augmented(pixels_BCSS, draws), sent(labels_B, device)
+            yield pixels_BCSS, labels_B
 
 
 def _beside(pixels_BCSS: Tensor, stream: torch.cuda.Stream, device: torch.device) -> Tensor:

@@ -22,6 +22,9 @@ def processor() -> str:
 
 def c_compiler() -> list[str] | None:
     """The command of this machine's C compiler: what CC names, else cc, gcc or clang; None where there is none."""
-    named = shlex.split(os.environ.get("CC", ""))
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError:  # a quotation mark alone
+        return None
     commands = [named] if named else [["cc"], ["gcc"], ["clang"]]
     return next((command for command in commands if shutil.which(command[0])), None)

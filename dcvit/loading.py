@@ -8,7 +8,8 @@ Shapes: B samples of G groups, S updates an epoch; C channels, H x W pixels.
 """
 
 import atexit
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 import signal
 from typing import Any
 
@@ -146,13 +147,22 @@ def loaded(
         return
     # Torch does this when somebody collects the iterator. Whoever keeps an exception that came through it also keeps
     # the processes, and Python would wait for them at its end: they ignore the signal by which it ends its children.
-    end: Callable[[], None] = batches._shutdown_workers
+    end = partial(_end_workers, batches)
     atexit.register(end)
     try:
         yield from batches
     finally:
         atexit.unregister(end)
         end()
+
+
+def _end_workers(batches: Any) -> None:
+    """Ends the loading processes of an iterator of torch's, also one that hangs in a read."""
+    batches._shutdown_workers()  # tells them, waits for some seconds, and then sends the signal that they ignore
+    for process in batches._workers:
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 def _undisturbed(worker: int) -> None:

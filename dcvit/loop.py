@@ -4,7 +4,8 @@ The device is looked at every 50 updates and at the end of an epoch. A run whose
 gradient was not finite stops there, with the state before that step on disk.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, time
@@ -143,14 +144,15 @@ class Loop:
         """Tests the model, and writes the epoch down."""
         recipe, course, state = self.recipe, self.course, self.state
         last = self.done - 1
-        accuracy = evaluate(
-            state.model,
-            self.test_set,
-            self._watched(self.test_set),
-            device=self.device,
-            precision=self.precision,
-            world=self.orders.world,
-        )
+        with closing(self._watched(self.test_set)) as batches:
+            accuracy = evaluate(
+                state.model,
+                self.test_set,
+                batches,
+                device=self.device,
+                precision=self.precision,
+                world=self.orders.world,
+            )
         entry = {
             "epoch": epoch + 1,
             **state.tally.means(recipe.batch),
@@ -161,16 +163,17 @@ class Loop:
         }
         probe = recipe.difficulty_probe
         if probe and self.sample and epoch + 1 in look_epochs(recipe.epochs, probe.times):
-            entry["probe"] = look(
-                state.model,
-                self._watched(self.sample),
-                probe,
-                recipe,
-                seed=self.seed,
-                epoch=epoch + 1,
-                device=self.device,
-                precision=self.precision,
-            )
+            with closing(self._watched(self.sample)) as batches:
+                entry["probe"] = look(
+                    state.model,
+                    batches,
+                    probe,
+                    recipe,
+                    seed=self.seed,
+                    epoch=epoch + 1,
+                    device=self.device,
+                    precision=self.precision,
+                )
         course.evolution.append(entry)
         if accuracy.top1 > course.best["top1"]:
             course.best.update(top1=accuracy.top1, top5=accuracy.top5, epoch=epoch + 1)
@@ -180,15 +183,15 @@ class Loop:
             raise self._paused(why, between_epochs=True)
         return accuracy
 
-    def _watched(self, images: StillImages) -> Iterator[Any]:
+    def _watched(self, images: StillImages) -> Generator[Any, None, None]:
         """The batches of still images; between two of them the run can be stopped. All processes have as many."""
-        batches: Iterator[Any] = images.batches()
-        for _ in range(images.count):
-            if why := self.orders.why_stop():
-                raise self._paused(why)
-            self._beat()
-            if (batch := next(batches, None)) is not None:
-                yield batch
+        with closing(images.batches()) as batches:
+            for _ in range(images.count):
+                if why := self.orders.why_stop():
+                    raise self._paused(why)
+                self._beat()
+                if (batch := next(batches, None)) is not None:
+                    yield batch
 
     # --- where the run is ------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from dcvit.draws import Noise
 from dcvit.host import c_compiler
@@ -37,28 +38,31 @@ def kernel() -> Kernel | None:
     compiler = c_compiler()
     if compiler is None:
         return None
-    with as_file(files("dcvit") / "transform.c") as source:
-        for processor in PROCESSOR:
-            if (function := _compiled([*compiler, *SHARED, *processor], source)) is not None:
-                return _called(function)
+    for processor in PROCESSOR:
+        try:
+            return _called(_compiled([*compiler, *SHARED, *processor]))
+        except subprocess.CalledProcessError:  # it may not know how to make code for this processor
+            continue
+        except (OSError, subprocess.SubprocessError, AttributeError):
+            return None
     return None
 
 
-def _compiled(command: Sequence[str], source: Path) -> Any:
-    """The function of the library that a compiler makes of the source, or None."""
-    with TemporaryDirectory(prefix="dcvit-", ignore_cleanup_errors=True) as folder:
+def _compiled(command: Sequence[str]) -> Any:
+    """The function of the library that a compiler makes of the source; many errors say that it makes none."""
+    with (
+        as_file(files("dcvit") / "transform.c") as source,
+        TemporaryDirectory(prefix="dcvit-", ignore_cleanup_errors=True) as folder,
+    ):
         library = Path(folder) / "transform.so"
-        try:
-            subprocess.run(
-                [*command, str(source), "-o", str(library)],
-                check=True,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=SECONDS,
-            )
-            function = CDLL(str(library)).transform  # stays when its file goes
-        except (OSError, subprocess.SubprocessError):
-            return None
+        subprocess.run(
+            [*command, str(source), "-o", str(library)],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS,
+        )
+        function = CDLL(str(library)).transform  # stays when its file goes
     function.argtypes, function.restype = [c_void_p] * 8 + [c_int64] * 6, None
     return function
 
@@ -90,8 +94,11 @@ def _called(function: Any) -> Kernel:
             _fitting(inverse, torch.float32, C, 1, 1),
             _fitting(out, torch.float32, B, C, H, W),
         )
+        if begins[0] != 0 or list(begins) != sorted(begins):
+            raise ValueError(f"noise was given that does not begin at 0, or goes back: {begins}")
         pointers = [None if each is None else each.data_ptr() for each in given]
         function(*pointers, G, B // G, C, H, W, R)
+        increment_version(out)  # else a backward pass that still needs what was there would not notice
 
     return transform_into
 

@@ -143,6 +143,7 @@ def changes(maker: Mapping[str, Any], course: Course, path: Path, *, allowed: bo
 def code_digest() -> str:
     """12 hex digits that change with dcvit's code. A commit would not do: it says nothing of a changed tree."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    code = Path(__file__).parent
+    for path in sorted([*code.glob("*.py"), *code.glob("*.c")]):
         digest.update(f"{path.name}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -152,6 +152,8 @@ def _lacks_a_compiler(error: BaseException) -> bool:
 
     Nor is one that came up while the kernel was made, and which torch passes on as its own.
     """
+    if isinstance(error, ValueError):  # from C, where torch's compiler was not needed
+        return False
     from torch._dynamo.exc import TorchDynamoException  # what compiles has imported it; it takes a second
 
     chain: BaseException | None = error

@@ -6,6 +6,7 @@ from itertools import islice
 import multiprocessing
 import random
 import subprocess
+from time import monotonic, sleep
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -243,6 +244,28 @@ def test_loading_processes_end_when_no_more_batches_are_wanted(train):
         next(found)
     assert len(set(multiprocessing.active_children()) - before) == 2
     found.close()
+    assert set(multiprocessing.active_children()) == before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2")
+def test_a_loading_process_that_hangs_is_ended_too(train, monkeypatch, workers):
+    """Its file system may have gone."""
+    first = set(epoch_order(50, SMOKE, seed=1, epoch=0)[0][0].tolist())
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
+
+    def open_image(index):
+        if index not in first:
+            sleep(1000)
+        return train.open(index)
+
+    before = set(multiprocessing.active_children())
+    found = training_batches(Pictures(train.labels, open_image), SMOKE, seed=1, workers=workers, feed=PIL)
+    with global_generators_kept():
+        next(found)
+    begun = monotonic()
+    found.close()
+    assert monotonic() - begun < 30
     assert set(multiprocessing.active_children()) == before
 
 

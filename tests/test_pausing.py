@@ -607,9 +607,10 @@ def test_the_digest_changes_with_any_line_of_code(tmp_path, monkeypatch):
     fresh = pausing.code_digest.__wrapped__
     same = fresh()
     digests = Counter([same, fresh()])
-    with open(package / "erasing.py", "a", encoding="utf-8") as file:
-        file.write("#")
-    digests[fresh()] += 1
+    for name in ("erasing.py", "transform.c"):
+        with open(package / name, "a", encoding="utf-8") as file:
+            file.write("\n")
+        digests[fresh()] += 1
     (package / "erasing.py").rename(package / "erasing_.py")
     digests[fresh()] += 1
-    assert sorted(digests.values()) == [1, 1, 2]
+    assert sorted(digests.values()) == [1, 1, 1, 2]

@@ -18,9 +18,9 @@ import pytest
 from safetensors.torch import load_file
 import torch
 
-from dcvit import datasets, ledger, loop, state, step
+from dcvit import datasets, evaluating, ledger, loop, state, step
 from dcvit.checkpoint import copied
-from dcvit.errors import DataError, Diverged
+from dcvit.errors import DataError, Diverged, Paused
 from dcvit.feed import AUGMENTING, Feed
 from dcvit.files import sha256_of
 from dcvit.ledger import Record
@@ -602,3 +602,25 @@ def test_who_loads_for_a_run_that_fails_ends_with_it(augmentation, tmp_path, mon
         fit(tiny(), 0, own, tmp_path / "out", CPU, workers=2, feed=Feed(augmentation=augmentation))
     assert kept.value.args[0] >= 2
     assert helpers() == before
+
+
+@pytest.mark.parametrize("how", ["fails", "is told to stop"])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2")
+def test_who_loads_for_a_test_that_breaks_off_ends_with_it(how, source, tmp_path, monkeypatch):
+    before, during = set(multiprocessing.active_children()), []
+    monkeypatch.setattr(evaluating, "HELD_BYTES", -1)  # else small sets are held in memory, and nobody loads
+    original = loop.evaluate
+
+    def breaking(model, test, batches, **options):
+        next(batches)
+        during.append(len(set(multiprocessing.active_children()) - before))
+        if how == "fails":
+            raise KeyError
+        return original(model, test, batches, **options)
+
+    monkeypatch.setattr(loop, "evaluate", breaking)
+    with pytest.raises((KeyError, Paused)) as kept:
+        fit(tiny(batch=3), 0, source, tmp_path, CPU, workers=2, stopped=lambda: "SIGTERM" if during else "")
+    assert during[0] >= 2
+    assert kept.value is not None
+    assert set(multiprocessing.active_children()) == before

@@ -4,7 +4,7 @@ Shapes: B images of C channels, H x W pixels; R bands of rows.
 """
 
 from itertools import chain
-import shutil
+import shlex
 import tempfile
 
 from hypothesis import given
@@ -13,8 +13,10 @@ import pytest
 from scipy import stats
 import torch
 
+from dcvit import native
 from dcvit import transform as module
 from dcvit.draws import Noise, draw_batch
+from dcvit.host import c_compiler
 from dcvit.layout import pieces_of
 from dcvit.native import kernel
 from dcvit.recipe import (
@@ -220,6 +222,8 @@ def a_case(name="zeros"):
         lambda draws: draws._replace(kept_BRW=draws.kept_BRW[:, :3]),  # 3 bands of 16 rows
         lambda draws: draws._replace(noise=Noise(torch.zeros(5), (0,) * 6)),
         lambda draws: draws._replace(noise=Noise(torch.zeros(5), (0,) * 6 + (9,))),
+        lambda draws: draws._replace(noise=Noise(torch.zeros(5), (0, 9, 1, 2, 3, 4, 5))),
+        lambda draws: draws._replace(noise=Noise(torch.zeros(5), (-9, 0, 1, 2, 3, 4, 5))),
     ],
 )
 def test_what_does_not_fit_together_is_refused_and_not_read(name, spoilt):
@@ -349,18 +353,21 @@ def test_an_error_of_the_compiler_is_none_of_the_device(cause):
     assert room.fused is None
 
 
-@pytest.mark.parametrize("compiler", ["is-not-there", "fails", "makes nothing", "makes no library"])
+LIBRARIES = {
+    "fails": "exit 1",
+    "makes nothing": "exit 0",
+    "makes text": "for out; do :; done; echo text > $out",
+    "hides all names": 'exec cc -fvisibility=hidden "$@"',
+}
+
+
+@pytest.mark.parametrize("compiler", ["is-not-there", *LIBRARIES])
 def test_a_machine_without_a_working_compiler_takes_the_steps_and_says_nothing(
     compiler, tmp_path, monkeypatch, capfd
 ):
     broken = tmp_path / compiler
-    last = {
-        "fails": "exit 1",
-        "makes nothing": "exit 0",
-        "makes no library": "for out; do :; done; echo text > $out",
-    }
-    if compiler in last:
-        broken.write_text(f"#!/bin/sh\necho broken >&2\n{last[compiler]}\n")
+    if compiler in LIBRARIES:
+        broken.write_text(f"#!/bin/sh\necho broken >&2\n{LIBRARIES[compiler]}\n")
         broken.chmod(0o755)
     monkeypatch.setenv("CC", f"'{broken}' -pipe")
     monkeypatch.setattr(module, "kernel", kernel.__wrapped__)  # else an earlier kernel is taken
@@ -371,10 +378,31 @@ def test_a_machine_without_a_working_compiler_takes_the_steps_and_says_nothing(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_compiler_that_hangs_is_waited_for_once(tmp_path, monkeypatch):
+    asked = tmp_path / "asked"
+    slow = tmp_path / "slow"
+    slow.write_text(f"#!/bin/sh\necho >> {asked}\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("CC", str(slow))
+    monkeypatch.setattr(native, "SECONDS", 0.5)
+    assert kernel.__wrapped__() is None
+    assert asked.read_text() == "\n"
+
+
+def test_where_no_file_can_be_written_or_nobody_understands_cc_the_steps_are_taken(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        assert kernel.__wrapped__() is None
+    monkeypatch.setenv("CC", "'")
+    assert kernel.__wrapped__() is None
+    monkeypatch.delenv("CC")
+    assert kernel.__wrapped__() is not None
+
+
 def test_a_compiler_that_does_not_know_the_processor_makes_a_kernel_without_its_vectors(
     tmp_path, monkeypatch
 ):
-    real, asked = shutil.which("cc"), tmp_path / "asked"
+    real, asked = shlex.join(c_compiler()), tmp_path / "asked"
     old = tmp_path / "old"
     old.write_text(
         f'#!/bin/sh\necho "$@" >> {asked}\ncase "$*" in *native*) exit 1;; esac\nexec {real} "$@"\n'
@@ -434,9 +462,10 @@ def test_only_large_batches_are_worth_a_compilation_on_a_cpu(shape, compiled):
     assert workspace_for(shape, CPU, compiled=False).fused is None
 
 
-def test_a_batch_that_is_still_needed_backwards_is_not_overwritten_unnoticed():
+@pytest.mark.parametrize("way", ["steps", "kernel"])
+def test_a_batch_that_is_still_needed_backwards_is_not_overwritten_unnoticed(way):
     pixels, draws = a_case()
-    room = room_for(pixels)
+    room = room_for(pixels, fused=in_c() if way == "kernel" else None)
     weight = torch.ones(3, 1, 1, requires_grad=True)
     loss = (transform(pixels, draws, room) * weight).sum()
     transform(pixels, draws, room)
