@@ -29,7 +29,6 @@ from benchmarks.networks import H100, NETWORKS
 from benchmarks.peers import Decoded, comparable, peer_batches, peer_loader, peer_of
 from dcvit import sources
 from dcvit.augmentation import evaluation_transform
-from dcvit.baselines import DEIT_B, DEIT_T, RESNET_50, SWIN_T
 from dcvit.batch import normalise
 from dcvit.datasets import pictures
 from dcvit.devices import best_precision, flushed_denormals
@@ -43,12 +42,7 @@ from dcvit.state import Tally, begin_state
 from dcvit.step import train_step
 
 CPU = torch.device("cpu")
-SMOKE = {
-    "DeiT-T": comparable(smoke(DEIT_T)),
-    "DeiT-B": comparable(smoke(DEIT_B)),
-    "Swin-T": comparable(smoke(SWIN_T)),
-    "ResNet-50": comparable(smoke(RESNET_50)),
-}
+SMOKE = {name: comparable(smoke(NETWORKS[name])) for name in ("DeiT-T", "DeiT-B", "Swin-T", "ResNet-50")}
 PEER, BEST_PEER = "timm", "timm, a process a core"
 UPDATES, ROUNDS, SEEDS = 22, 9, 8
 

@@ -7,6 +7,7 @@ from multiprocessing import parent_process
 import os
 from pathlib import Path
 import sys
+import threading
 from time import sleep
 
 import numpy as np
@@ -126,6 +127,11 @@ def without_times(record):
     """What of a record must not change when the run is repeated."""
     evolution = [{**entry, "seconds": None} for entry in record.evolution]
     return replace(record, started="", seconds=0.0, evolution=evolution)
+
+
+def threads_of_ours():
+    """Those that load or work ahead in this process."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("dcvit")]
 
 
 @cache

@@ -9,11 +9,7 @@ import pytest
 import torch
 
 from dcvit.ahead import AHEAD, Job, finished
-from tests.helpers import environment, python
-
-
-def threads_of_ours():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("dcvit")]
+from tests.helpers import environment, python, threads_of_ours
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])

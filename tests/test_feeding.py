@@ -26,7 +26,7 @@ from dcvit.resampling import resize_into
 from dcvit.sources import from_folder
 from dcvit.stored import joined
 from dcvit.training import fit
-from tests.helpers import image_folder, tiny, without_times
+from tests.helpers import image_folder, threads_of_ours, tiny, without_times
 from tests.waiting import never_waits
 
 ON_DEVICE = Feed(augmentation="device")
@@ -72,10 +72,6 @@ def same(one, other):
         for pair in zip(one, other, strict=True)
         for part, again in zip(*pair, strict=True)
     )
-
-
-def threads_of_ours():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("dcvit")]
 
 
 # --- what is in them -------------------------------------------------------------------------

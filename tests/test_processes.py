@@ -82,7 +82,7 @@ def test_however_a_batch_is_divided_the_losses_and_alphas_are_the_same(recipe, d
     (alone,), others = found[f"{recipe}-1x32"], found[f"{recipe}-{division}"]
     # AdamW makes a step of a gradient that is nothing but rounding, and a ResNet of 8 px has some among its millions;
     # how much comes of it hangs on the processor
-    atol, rel = (1e-3, 1e-3) if recipe == "resnet" else (2e-4, 1e-4)
+    atol, rel = (1e-3, 5e-4) if recipe == "resnet" else (2e-4, 1e-4)
     for other in others:  # every process knows all of it
         assert len(other["updates"]) == len(alone["updates"]) == 6
         for here, there in zip(other["updates"], alone["updates"], strict=True):

@@ -9,7 +9,6 @@ from math import isfinite, nan
 import multiprocessing
 import random
 import re
-import threading
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,7 +40,7 @@ from dcvit.schedules import learning_rate, staged_alpha, static_alpha
 from dcvit.sources import from_folder
 from dcvit.state import begin_state
 from dcvit.training import fit
-from tests.helpers import PLAIN, RESNET, SWIN, VIT, image_folder, tiny, without_times
+from tests.helpers import PLAIN, RESNET, SWIN, VIT, image_folder, threads_of_ours, tiny, without_times
 
 CPU = torch.device("cpu")
 
@@ -591,8 +590,7 @@ def test_who_loads_for_a_run_that_fails_ends_with_it(augmentation, tmp_path, mon
         raise KeyError(len(helpers()))
 
     def helpers():
-        threads = {thread for thread in threading.enumerate() if thread.name.startswith("dcvit")}
-        return threads | set(multiprocessing.active_children())
+        return {*threads_of_ours(), *multiprocessing.active_children()}
 
     before = helpers()
     monkeypatch.setattr(datasets, "HELD_BYTES", 0)  # else small sets are held in memory, and nobody loads

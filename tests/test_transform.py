@@ -202,6 +202,16 @@ def test_one_compilation_serves_all_batches_of_a_kind():
     torch.compiler.reset()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "dense"), [("zeros", False), ("noise", True), ("rectangles", True)])
+def test_the_compiled_expression_is_what_the_definition_says(name, dense):
+    """Compiled for a CPU, where no GPU shows what torch makes of it."""
+    draws = drawn(recipe_of(ERASINGS[name], groups=2, size=3), height=32, width=32, dense=dense)
+    pixels = pixels_of(draws, height=32, width=32)
+    compiled = torch.compile(module._fused, dynamic=False)
+    assert_equal(by_expression(pixels, draws, compiled), reference(pixels, draws))
+
+
 # --- the kernel in C -----------------------------------------------------------------------
 
 
@@ -353,7 +363,7 @@ def test_an_error_of_the_compiler_is_none_of_the_device(cause):
     assert room.fused is None
 
 
-LIBRARIES = {
+BROKEN = {
     "fails": "exit 1",
     "makes nothing": "exit 0",
     "makes text": "for out; do :; done; echo text > $out",
@@ -361,13 +371,13 @@ LIBRARIES = {
 }
 
 
-@pytest.mark.parametrize("compiler", ["is-not-there", *LIBRARIES])
+@pytest.mark.parametrize("compiler", ["is-not-there", *BROKEN])
 def test_a_machine_without_a_working_compiler_takes_the_steps_and_says_nothing(
     compiler, tmp_path, monkeypatch, capfd
 ):
     broken = tmp_path / compiler
-    if compiler in LIBRARIES:
-        broken.write_text(f"#!/bin/sh\necho broken >&2\n{LIBRARIES[compiler]}\n")
+    if compiler in BROKEN:
+        broken.write_text(f"#!/bin/sh\necho broken >&2\n{BROKEN[compiler]}\n")
         broken.chmod(0o755)
     monkeypatch.setenv("CC", f"'{broken}' -pipe")
     monkeypatch.setattr(module, "kernel", kernel.__wrapped__)  # else an earlier kernel is taken
